@@ -1,0 +1,10 @@
+//! Every capacity of the boundary, named, with its reason. The host refuses what the guest cannot hold.
+
+/// The longest framed payload. One page: small enough to reassemble on the stack, large enough for a batch of rows.
+pub const FRAME_PAYLOAD: usize = 4096;
+/// Addresses of one link: a dual-stack pod with one spare each.
+pub const LINK_ADDRESSES: usize = 4;
+/// Characters of one log line from the guest.
+pub const LOG_TEXT: usize = 160;
+/// Counters in one statistics message: keeps the message well below [`FRAME_PAYLOAD`].
+pub const STATS_BATCH: usize = 64;

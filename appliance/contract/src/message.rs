@@ -1,0 +1,121 @@
+//! The messages of the control channel.
+//!
+//! A session begins with `Hello` in both directions and lives until one end says `Hello` again. Every message travels in
+//! an [`Envelope`]: the session's number and a sequence number per direction. A message of another session, or one already
+//! seen, is ignored and counted; a gap makes the guest say `Resync`, after which the host sends everything again from
+//! `Begin`. So garbage, loss and replay on the channel cost a resync and nothing else.
+//!
+//! A configuration change is `Begin(g)`, any number of `Put`/`Remove`, `Commit(g)`. It takes effect as a whole at the
+//! commit, answered by `Ack(g)`; or not at all, answered by `Reject`. `Begin { fresh: true }` starts from empty tables:
+//! rows not put again are gone at the commit, rows put again are the same rows as before, so no live flow is cut.
+
+use crate::limits;
+use crate::report::{CounterId, Reject};
+use crate::row::{Key, Row};
+use crate::types::Generation;
+use heapless::{String, Vec};
+use serde::{Deserialize, Serialize};
+
+/// What every message travels in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope<M> {
+    /// Chosen by the host at its `Hello`, echoed by the guest.
+    pub session: u64,
+    /// Grows by one with each message of this direction; the `Hello` is 0.
+    pub sequence: u32,
+    pub message: M,
+}
+
+/// From the host to the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// Opens a session. The guest answers with its own `Hello`; if the versions differ it answers nothing after that.
+    Hello {
+        version: u16,
+    },
+    /// Starts a change. `fresh`: from empty tables instead of the committed ones.
+    Begin {
+        generation: Generation,
+        fresh: bool,
+    },
+    Put(Row),
+    Remove(Key),
+    Commit {
+        generation: Generation,
+    },
+    /// Asks for all counters that are not zero.
+    ReadStats {
+        token: u32,
+    },
+    /// Asks for an answer, nothing else.
+    Ping {
+        token: u32,
+    },
+    /// Asks the appliance to end in order.
+    Shutdown,
+}
+
+/// From the guest to the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToHost {
+    Hello(GuestHello),
+    /// Everything up to and with this generation is in force.
+    Ack {
+        generation: Generation,
+    },
+    /// This generation is not in force and never will be; the one before is.
+    Reject {
+        generation: Generation,
+        reject: Reject,
+    },
+    /// A message is missing: send everything again from `Begin { fresh: true }`.
+    Resync {
+        expected: u32,
+    },
+    Pong {
+        token: u32,
+    },
+    /// Counters that are not zero; `last` closes the answer to the `ReadStats` of that token.
+    Stats {
+        token: u32,
+        counters: Vec<Counter, { limits::STATS_BATCH }>,
+        last: bool,
+    },
+    Log {
+        level: Level,
+        text: String<{ limits::LOG_TEXT }>,
+    },
+    /// The appliance is about to end and says why; ring 0 reports faults on its own as well.
+    Fault {
+        text: String<{ limits::LOG_TEXT }>,
+    },
+}
+
+/// What a guest says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestHello {
+    pub version: u16,
+    /// The build id of the running image (the ELF note `.note.gnu.build-id`).
+    pub image: [u8; 20],
+    /// The generation in force: 0 for a guest that has just booted.
+    pub generation: Generation,
+    /// Guest RAM in MiB, as the image found it.
+    pub ram_mib: u32,
+    /// From its first instruction to now, in microseconds.
+    pub uptime_us: u64,
+}
+
+/// One counter and its value since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    pub id: CounterId,
+    pub value: u64,
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+}

@@ -1,0 +1,135 @@
+//! Why a packet did not go on, why a change was refused, and what is counted.
+
+use crate::row::Key;
+use crate::types::LinkId;
+use serde::{Deserialize, Serialize};
+
+/// Declares the reasons once: number, name for people and metrics, meaning.
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+) => {
+        /// Why the appliance dropped a packet. Numbers are append-only: hosts of the same version print them by name.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[doc = $doc])+ $variant = $number,)+ }
+
+        impl DropReason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            /// One more than the highest number: the size of a table indexed by reason.
+            pub const COUNT: usize = { let mut n = 0; $(if $number >= n { n = $number + 1; })+ n };
+
+            /// The stable name, as in metrics and on the command line.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
+            /// As an index into a table of [`Self::COUNT`] entries.
+            pub const fn index(self) -> usize { self as usize }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The frame is shorter than its headers say, or a header is not well-formed.
+    Malformed = 0, "malformed";
+    /// No link of that id is configured, or its first generation is not in force yet.
+    UnknownLink = 1, "unknown_link";
+    /// The source MAC or IP address is not one of the link's own.
+    Spoof = 2, "spoof";
+    /// The ethertype is none that the appliance speaks.
+    EtherType = 3, "ethertype";
+    /// Not addressed to the gateway's MAC.
+    NotForUs = 4, "not_for_us";
+    /// Broadcast or multicast, which pods may not send across the node.
+    Multicast = 5, "mcast";
+    /// The TTL or hop limit ran out here.
+    TtlExpired = 6, "ttl_expired";
+    /// No link, peer or route leads to the destination.
+    NoRoute = 7, "no_route";
+    /// ARP or neighbor discovery that is none of the appliance's business.
+    NeighborIgnored = 8, "neighbor_ignored";
+    /// Larger than the next link takes.
+    TooBig = 9, "too_big";
+    /// Addressed to the gateway itself, which answers echo and nothing else.
+    GatewayNotServed = 10, "gateway_not_served";
+    /// The transmit queue was full.
+    TxFull = 11, "tx_full";
+    /// An IPv4 header checksum that is wrong.
+    BadChecksum = 12, "bad_checksum";
+}
+
+/// What a counter counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum CounterId {
+    /// Frames taken from the trunk.
+    Received,
+    /// Frames sent on to a link.
+    Forwarded,
+    /// Frames answered by the appliance in place (ARP, echo, errors).
+    Replied,
+    /// Frames dropped, by reason.
+    Dropped(DropReason),
+    /// Frames of a link received / sent, and bytes.
+    LinkReceived(LinkId),
+    LinkReceivedBytes(LinkId),
+    LinkSent(LinkId),
+    LinkSentBytes(LinkId),
+    /// GSO frames that crossed whole, and the bytes in them.
+    GsoForwarded,
+    GsoForwardedBytes,
+    /// Control frames that were thrown away: bad length, checksum or encoding.
+    ControlGarbage,
+    /// Control messages of another session or already seen.
+    ControlStale,
+    /// Descriptors from the device that made no sense.
+    RingErrors,
+    /// Times the vCPU parked, and the microseconds it slept.
+    Parks,
+    ParkedMicros,
+    /// The longest time one configuration slice held the packet path, in nanoseconds.
+    LongestSliceNanos,
+    /// Frames that the appliance kept for later (fragments out of order).
+    Held,
+    /// Frames sent that no received frame became (released fragments, resets, probes).
+    Originated,
+}
+
+/// Why a change was refused: which object, which of its fields, what is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reject {
+    pub object: Option<Key>,
+    pub field: Field,
+    pub reason: RejectReason,
+}
+
+/// Which part of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Field {
+    Whole,
+    Generation,
+    Id,
+    Mac,
+    Addresses,
+    Mtu,
+    Gateway,
+}
+
+/// What is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RejectReason {
+    /// The table is full; the number is its capacity.
+    Full(u32),
+    /// Another row already has this.
+    Taken,
+    /// A value that cannot be.
+    Invalid,
+    /// There is no such row.
+    Missing,
+    /// `Put`, `Remove` or `Commit` without `Begin`, or of another generation.
+    OutOfOrder,
+}

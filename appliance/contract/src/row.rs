@@ -1,0 +1,69 @@
+//! The rows of the appliance's tables, as the host sends them. A row is whole: a put replaces the row of the same key.
+
+use crate::limits;
+use crate::types::{Identity, LinkId, Mac};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+
+/// One row of one table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Row {
+    Node(NodeRow),
+    Link(LinkRow),
+}
+
+/// What names a row. Removal is explicit, by key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Key {
+    Node,
+    Link(LinkId),
+}
+
+impl Row {
+    /// The key under which this row is found.
+    pub const fn key(&self) -> Key {
+        match self {
+            Self::Node(_) => Key::Node,
+            Self::Link(link) => Key::Link(link.id),
+        }
+    }
+}
+
+/// What holds for the whole node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// The pods' gateway; answered by the appliance, never routed.
+    pub gateway4: Ipv4Addr,
+    /// The same for IPv6; link-local.
+    pub gateway6: Ipv6Addr,
+    /// The MAC behind both.
+    pub gateway_mac: Mac,
+}
+
+impl Default for NodeRow {
+    fn default() -> Self {
+        Self {
+            gateway4: Ipv4Addr::new(169, 254, 1, 1),
+            gateway6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+            gateway_mac: Mac::GATEWAY,
+        }
+    }
+}
+
+/// A link: who is behind it and what it may claim to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRow {
+    pub id: LinkId,
+    /// The only source MAC accepted from it, and the destination MAC of frames to it.
+    pub mac: Mac,
+    /// The only source addresses accepted from it, and the destinations that lead to it.
+    pub addresses: Vec<IpAddr, { limits::LINK_ADDRESSES }>,
+    /// The largest IP packet it takes, in bytes.
+    pub mtu: u16,
+    /// What policy sees of it.
+    pub identity: Identity,
+    /// Which incarnation of the pod this is: grows when an id is used again, so that state of the former pod is never
+    /// taken for the new one's.
+    pub incarnation: u32,
+}

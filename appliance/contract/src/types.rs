@@ -1,0 +1,164 @@
+//! Newtypes that cannot hold nonsense: a value of one of these has been checked where it was made.
+
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// A link of the trunk: the VLAN id that its frames carry there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct LinkId(u16);
+
+impl LinkId {
+    /// The node's network card.
+    pub const UPLINK: Self = Self(1);
+    /// The node itself (`sluice0`).
+    pub const HOST: Self = Self(2);
+    /// Pods have ids from here…
+    pub const FIRST_POD: u16 = 16;
+    /// …to here: 4095 is reserved by 802.1Q.
+    pub const LAST: u16 = 4094;
+
+    /// A link id, if `raw` can be one (0 and 4095 are no VLAN ids).
+    pub const fn new(raw: u16) -> Option<Self> {
+        if raw == 0 || raw > Self::LAST {
+            None
+        } else {
+            Some(Self(raw))
+        }
+    }
+
+    /// The number as it stands in the 802.1Q tag.
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+
+    /// As an index into a table of `LinkId::LAST + 1` entries.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Whether a pod is behind this link.
+    pub const fn is_pod(self) -> bool {
+        self.0 >= Self::FIRST_POD
+    }
+}
+
+impl TryFrom<u16> for LinkId {
+    type Error = OutOfRange;
+    fn try_from(raw: u16) -> Result<Self, OutOfRange> {
+        Self::new(raw).ok_or(OutOfRange)
+    }
+}
+
+impl From<LinkId> for u16 {
+    fn from(id: LinkId) -> u16 {
+        id.0
+    }
+}
+
+impl fmt::Debug for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "link {}", self.0)
+    }
+}
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A number that the type cannot hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfRange;
+
+impl fmt::Display for OutOfRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Number out of range")
+    }
+}
+
+impl core::error::Error for OutOfRange {}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// The one address behind which every pod finds its gateway, on every node: locally administered, unicast.
+    pub const GATEWAY: Self = Self([0x02, 0x53, 0x4c, 0x00, 0x00, 0x01]);
+    /// All stations.
+    pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// The address of the pod behind `link`: what the pod's `eth0` carries unless it was asked for another.
+    pub const fn of_pod(link: LinkId) -> Self {
+        let [hi, lo] = link.raw().to_be_bytes();
+        Self([0x02, 0x53, 0x4c, 0x01, hi, lo])
+    }
+
+    /// Whether the group bit is set (multicast or broadcast).
+    pub const fn is_group(self) -> bool {
+        self.0[0] & 1 == 1
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// One consistent set of tables. Grows by one with each commit of a session; 0 means "nothing committed yet".
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Generation(pub u64);
+
+/// What policy sees of an endpoint: all pods with equal labels in equal namespaces share one. 0 is "unknown, outside".
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Identity(pub u32);
+
+impl Identity {
+    /// No pod that this cluster knows.
+    pub const WORLD: Self = Self(0);
+    /// The node itself.
+    pub const HOST: Self = Self(1);
+}
+
+/// A transport protocol that Services and policies can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// The number in the IP header.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    /// The protocol of that number, if Services can name it.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
