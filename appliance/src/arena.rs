@@ -1,6 +1,6 @@
 //! Memory, carved once: tables take their slices from one zeroed region when they are built, and nothing is given back.
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What is left of a region.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl<'m> Arena<'m> {
     ///
     /// # Errors
     /// [`OutOfMemory`]; the arena is then as before.
-    pub fn slice<T: FromBytes + IntoBytes>(
+    pub fn slice<T: FromBytes + IntoBytes + Immutable>(
         &mut self,
         count: usize,
     ) -> Result<&'m mut [T], OutOfMemory> {
