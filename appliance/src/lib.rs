@@ -11,12 +11,17 @@
 //! * [`time`]: `now`, an argument everywhere.
 //! * [`arena`]: memory, carved once.
 //! * [`frame`]: one frame, where it came from, and what the far side promised about its checksums.
+//! * [`policy`]: which connections may begin.
 //! * [`verdict`]: how a packet ends; always exactly one way.
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod arena;
 pub mod frame;
+pub mod policy;
 pub mod time;
 pub mod verdict;
 

@@ -27,6 +27,10 @@ pub struct Envelope<M> {
 }
 
 /// From the host to the guest.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "no_std without allocation; one row exists at a time, on the stack"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToGuest {
     /// Opens a session. The guest answers with its own `Hello`; if the versions differ it answers nothing after that.

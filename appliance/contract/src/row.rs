@@ -1,16 +1,22 @@
 //! The rows of the appliance's tables, as the host sends them. A row is whole: a put replaces the row of the same key.
 
 use crate::limits;
+use crate::policy::{PolicyKey, PolicyRow};
 use crate::types::{Identity, LinkId, Mac};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 /// One row of one table.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "no_std without allocation; one row exists at a time, on the stack"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Row {
     Node(NodeRow),
     Link(LinkRow),
+    Policy(PolicyRow),
 }
 
 /// What names a row. Removal is explicit, by key.
@@ -18,6 +24,7 @@ pub enum Row {
 pub enum Key {
     Node,
     Link(LinkId),
+    Policy(PolicyKey),
 }
 
 impl Row {
@@ -26,6 +33,7 @@ impl Row {
         match self {
             Self::Node(_) => Key::Node,
             Self::Link(link) => Key::Link(link.id),
+            Self::Policy(policy) => Key::Policy(policy.key()),
         }
     }
 }

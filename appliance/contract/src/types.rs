@@ -132,6 +132,13 @@ impl Identity {
     pub const WORLD: Self = Self(0);
     /// The node itself.
     pub const HOST: Self = Self(1);
+    /// Pods have identities from here on.
+    pub const FIRST_POD: u32 = 256;
+
+    /// Whether a pod is meant.
+    pub const fn is_pod(self) -> bool {
+        self.0 >= Self::FIRST_POD
+    }
 }
 
 /// A transport protocol that Services and policies can name.

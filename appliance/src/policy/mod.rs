@@ -1,0 +1,448 @@
+//! May this connection begin? The pod at one end, its peer, protocol and port in; a verdict and the rule that gave it out.
+//!
+//! Asked once per connection and direction (a hit in conntrack asks nobody). The pod's link names its ruleset, the ruleset
+//! has up to three layers (Admin, NetworkPolicy, Baseline), the peer is looked up by identity and by address.
+//!
+//! A change is prepared beside the tables in force and takes effect as a whole with [`Policy::commit`]. Before and after,
+//! [`Policy::settle`] does the housekeeping in slices.
+//!
+//! # Cost
+//! Per layer: one class lookup, two walks through spans. With the binding and the ruleset at most 2 + 3 × (1 + 2 × 24) table lookups
+//! of at most sixteen comparisons each; for a pod whose policies name pods and ports: five.
+
+mod lookup;
+mod table;
+
+use crate::arena::{Arena, OutOfMemory};
+use core::net::IpAddr;
+use lookup::{Found, Spans};
+use sluice_contract::policy::{
+    Action, BindingRow, Direction, Established, LAYERS, Layer, LayerId, PolicyKey, PolicyRow,
+    RuleId, RulesetId, RulesetRow, SettingsRow, SpanId, port_key,
+};
+use sluice_contract::{Identity, LinkId, Protocol};
+use table::{Full, Table};
+
+/// Words of a layer in its ruleset's slot: id, pods, others, v4, v6, and flags with the rule of the miss.
+const LAYER_WORDS: usize = 6;
+const RULESET_SLOT: usize = 2 + LAYERS * LAYER_WORDS;
+
+/// How many rows of each kind there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Addresses of pods, local and remote.
+    pub identities: usize,
+    /// Links with a binding.
+    pub bindings: usize,
+    /// Local pods' policy sets × directions.
+    pub rulesets: usize,
+    /// Identities that rulesets single out.
+    pub classes: usize,
+    /// Pieces of port and address maps.
+    pub spans: usize,
+}
+
+impl Limits {
+    /// For one node of a large cluster, in about 64 MiB.
+    pub const LARGE: Self = Self {
+        identities: 500_000,
+        bindings: 1_000,
+        rulesets: 4_000,
+        classes: 500_000,
+        spans: 16_000,
+    };
+    /// For a node of a cluster with some thousand pods, in about 4 MiB.
+    pub const SMALL: Self = Self {
+        identities: 16_000,
+        bindings: 256,
+        rulesets: 512,
+        classes: 32_000,
+        spans: 4_000,
+    };
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The link of the pod whose policies are asked.
+    pub link: LinkId,
+    /// `Ingress`: that pod is the destination.
+    pub direction: Direction,
+    /// Who is at the other end, and at which address.
+    pub peer: Identity,
+    pub peer_address: IpAddr,
+    /// `None` for protocols that policy cannot name, such as ICMP.
+    pub protocol: Option<Protocol>,
+    /// The destination port.
+    pub port: u16,
+}
+
+/// What is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub accepted: bool,
+    pub rule: RuleId,
+}
+
+/// The row was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The table is full; its capacity.
+    Full(u32),
+    /// The row contradicts itself.
+    Invalid,
+    /// There is no such row.
+    Missing,
+    /// [`Policy::settle`] has something left to do first.
+    Busy,
+}
+
+/// Rows in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Rows {
+    pub identities: u32,
+    pub bindings: u32,
+    pub rulesets: u32,
+    pub classes: u32,
+    pub spans: u32,
+}
+
+/// All tables of policy.
+#[derive(Debug)]
+pub struct Policy<'m> {
+    settings: Option<SettingsRow>,
+    next_settings: Option<SettingsRow>,
+    identities: Table<'m, 4, 2>,
+    bindings: Table<'m, 3, 0>,
+    rulesets: Table<'m, RULESET_SLOT, 1>,
+    classes: Table<'m, 3, 1>,
+    spans: Spans<'m>,
+}
+
+impl<'m> Policy<'m> {
+    /// Empty tables: everything is accepted.
+    ///
+    /// # Errors
+    /// The arena is too small.
+    pub fn new(arena: &mut Arena<'m>, limits: &Limits) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            settings: None,
+            next_settings: None,
+            identities: Table::new(arena, limits.identities)?,
+            bindings: Table::new(arena, limits.bindings)?,
+            rulesets: Table::new(arena, limits.rulesets)?,
+            classes: Table::new(arena, limits.classes)?,
+            spans: Spans {
+                table: Table::new(arena, limits.spans)?,
+            },
+        })
+    }
+
+    /// Whose address this is: a pod's identity, or [`Identity::WORLD`].
+    #[inline]
+    pub fn identity_of(&self, address: IpAddr) -> Identity {
+        self.identities
+            .find(0, &address_words(address))
+            .and_then(|value| value.first())
+            .map_or(Identity::WORLD, |identity| Identity(*identity as u32))
+    }
+
+    /// What becomes of connections that began before a change.
+    pub fn established(&self) -> Established {
+        self.settings
+            .map_or(Established::Judged, |settings| settings.established)
+    }
+
+    /// May this connection begin, as far as the pod at `query.link` is concerned?
+    pub fn judge(&self, query: &Query) -> Decision {
+        let Some(settings) = self.settings else {
+            return accept(RuleId::NONE);
+        };
+        if query.peer == Identity::HOST
+            && query.direction == Direction::Ingress
+            && settings.host_reaches_pods
+        {
+            return accept(RuleId::HOST);
+        }
+        let Some([ingress, egress]) = self.bindings.find(u32::from(query.link.raw()), &[]) else {
+            return Decision {
+                accepted: settings.unbound == Action::Accept,
+                rule: RuleId::UNBOUND,
+            };
+        };
+        let ruleset = match query.direction {
+            Direction::Ingress => *ingress,
+            Direction::Egress => *egress,
+        };
+        if ruleset == RulesetId::NONE.0 {
+            return accept(RuleId::NONE);
+        }
+        self.ask(RulesetId(ruleset), query)
+    }
+
+    fn ask(&self, ruleset: RulesetId, query: &Query) -> Decision {
+        let Some(layers) = self.rulesets.find(0, &[ruleset.0]) else {
+            return BROKEN;
+        };
+        let port = port_key(query.protocol, query.port);
+        for words in layers.chunks_exact(LAYER_WORDS) {
+            let Some(layer) = unpack_layer(words) else {
+                break;
+            };
+            match self.ask_layer(&layer, query, port) {
+                (Action::Accept, rule) => return accept(rule),
+                (Action::Deny, rule) => {
+                    return Decision {
+                        accepted: false,
+                        rule,
+                    };
+                }
+                (Action::Pass, _) => {}
+            }
+        }
+        accept(RuleId::NONE)
+    }
+
+    fn ask_layer(&self, layer: &Layer, query: &Query, port: u32) -> (Action, RuleId) {
+        let ports = if !query.peer.is_pod() {
+            layer.others
+        } else if layer.classes {
+            self.classes
+                .find(query.peer.0, &[layer.id.0])
+                .and_then(|value| value.first())
+                .map_or(layer.pods, |span| SpanId(*span))
+        } else {
+            layer.pods
+        };
+        let by_identity = self.spans.walk(ports, &[], port);
+        let by_address = match query.peer_address.to_canonical() {
+            IpAddr::V4(v4) => self.spans.walk(layer.v4, &[v4.to_bits()], port),
+            IpAddr::V6(v6) => {
+                let bits = v6.to_bits();
+                let words = [96, 64, 32, 0].map(|shift| (bits >> shift) as u32);
+                self.spans.walk(layer.v6, &words, port)
+            }
+        };
+        match (by_identity, by_address) {
+            (Found::Broken, _) | (_, Found::Broken) => (Action::Deny, RuleId::BROKEN),
+            (Found::Nothing, Found::Nothing) => (layer.miss, layer.miss_rule),
+            (Found::Rule { action, rule, .. }, Found::Nothing)
+            | (Found::Nothing, Found::Rule { action, rule, .. }) => (action, rule),
+            (
+                Found::Rule {
+                    action: a,
+                    order: i,
+                    rule: r,
+                },
+                Found::Rule {
+                    action: b,
+                    order: j,
+                    rule: s,
+                },
+            ) => {
+                if j < i {
+                    (b, s)
+                } else {
+                    (a, r)
+                }
+            }
+        }
+    }
+
+    /// Rows in force, for the status.
+    pub fn rows(&self) -> Rows {
+        Rows {
+            identities: self.identities.rows(),
+            bindings: self.bindings.rows(),
+            rulesets: self.rulesets.rows(),
+            classes: self.classes.rows(),
+            spans: self.spans.table.rows(),
+        }
+    }
+}
+
+/// Changes: `begin`, rows, `commit` or `abort`. After each of these but the rows, [`Self::settle`] until it says `true`.
+impl Policy<'_> {
+    /// Starts a change. `fresh`: from empty tables instead of those in force.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`]
+    pub fn begin(&mut self, fresh: bool) -> Result<(), Refusal> {
+        self.settled()?;
+        self.next_settings = if fresh { None } else { self.settings };
+        self.identities.begin(fresh);
+        self.bindings.begin(fresh);
+        self.rulesets.begin(fresh);
+        self.classes.begin(fresh);
+        self.spans.table.begin(fresh);
+        Ok(())
+    }
+
+    fn settled(&self) -> Result<(), Refusal> {
+        let settled = self.identities.is_settled()
+            && self.classes.is_settled()
+            && self.spans.table.is_settled()
+            && self.rulesets.is_settled()
+            && self.bindings.is_settled();
+        if settled { Ok(()) } else { Err(Refusal::Busy) }
+    }
+
+    /// Does housekeeping, at most `budget` slots of it (some nanoseconds each). `true`: nothing is left to do.
+    pub fn settle(&mut self, mut budget: u32) -> bool {
+        self.identities.settle(&mut budget)
+            && self.classes.settle(&mut budget)
+            && self.spans.table.settle(&mut budget)
+            && self.rulesets.settle(&mut budget)
+            && self.bindings.settle(&mut budget)
+    }
+
+    /// Puts a row into the change.
+    ///
+    /// # Errors
+    /// [`Refusal::Full`], [`Refusal::Busy`], or [`Refusal::Invalid`] for a span that cannot be walked and an IPv4 address
+    /// dressed up as an IPv6 one.
+    pub fn put(&mut self, row: &PolicyRow) -> Result<(), Refusal> {
+        self.settled()?;
+        match row {
+            PolicyRow::Settings(settings) => {
+                self.next_settings = Some(*settings);
+                Ok(())
+            }
+            PolicyRow::Identity(row) if row.address != row.address.to_canonical() => {
+                Err(Refusal::Invalid)
+            }
+            PolicyRow::Identity(row) => {
+                let value = [u64::from(row.identity.0)];
+                let done = self.identities.put(0, &address_words(row.address), &value);
+                done.map_err(|Full| full(self.identities.capacity()))
+            }
+            PolicyRow::Binding(BindingRow {
+                link,
+                ingress,
+                egress,
+            }) => {
+                let done = self
+                    .bindings
+                    .put(u32::from(link.raw()), &[], &[ingress.0, egress.0]);
+                done.map_err(|Full| full(self.bindings.capacity()))
+            }
+            PolicyRow::Ruleset(row) if row.id == RulesetId::NONE => Err(Refusal::Invalid),
+            PolicyRow::Ruleset(row) => {
+                let done = self.rulesets.put(0, &[row.id.0], &pack_ruleset(row));
+                done.map_err(|Full| full(self.rulesets.capacity()))
+            }
+            PolicyRow::Class(row) => {
+                let done = self
+                    .classes
+                    .put(row.identity.0, &[row.layer.0], &[row.ports.0]);
+                done.map_err(|Full| full(self.classes.capacity()))
+            }
+            PolicyRow::Span(row) if !lookup::is_well_formed(row) => Err(Refusal::Invalid),
+            PolicyRow::Span(row) => {
+                let done = self.spans.put(row);
+                done.map_err(|Full| full(self.spans.table.capacity()))
+            }
+        }
+    }
+
+    /// Takes a row out.
+    ///
+    /// # Errors
+    /// [`Refusal::Missing`], [`Refusal::Busy`]
+    pub fn remove(&mut self, key: &PolicyKey) -> Result<(), Refusal> {
+        self.settled()?;
+        let there = match key {
+            PolicyKey::Settings => self.next_settings.take().is_some(),
+            PolicyKey::Identity(address) => self.identities.remove(0, &address_words(*address)),
+            PolicyKey::Binding(link) => self.bindings.remove(u32::from(link.raw()), &[]),
+            PolicyKey::Ruleset(id) => self.rulesets.remove(0, &[id.0]),
+            PolicyKey::Class(layer, identity) => self.classes.remove(identity.0, &[layer.0]),
+            PolicyKey::Span(id) => self.spans.table.remove(0, &[id.0]),
+        };
+        if there { Ok(()) } else { Err(Refusal::Missing) }
+    }
+
+    /// The change is in force.
+    pub fn commit(&mut self) {
+        self.settings = self.next_settings;
+        self.identities.commit();
+        self.bindings.commit();
+        self.rulesets.commit();
+        self.classes.commit();
+        self.spans.table.commit();
+    }
+
+    /// The change never was.
+    pub fn abort(&mut self) {
+        self.next_settings = self.settings;
+        self.identities.abort();
+        self.bindings.abort();
+        self.rulesets.abort();
+        self.classes.abort();
+        self.spans.table.abort();
+    }
+}
+
+const BROKEN: Decision = Decision {
+    accepted: false,
+    rule: RuleId::BROKEN,
+};
+
+const fn accept(rule: RuleId) -> Decision {
+    Decision {
+        accepted: true,
+        rule,
+    }
+}
+
+fn full(capacity: usize) -> Refusal {
+    Refusal::Full(u32::try_from(capacity).unwrap_or(u32::MAX))
+}
+
+fn address_words(address: IpAddr) -> [u64; 2] {
+    let bits = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    [(bits >> 64) as u64, bits as u64]
+}
+
+fn pack_ruleset(row: &RulesetRow) -> [u64; RULESET_SLOT - 2] {
+    let mut words = [0; RULESET_SLOT - 2];
+    for (slot, layer) in words.chunks_exact_mut(LAYER_WORDS).zip(&row.layers) {
+        let flags = (1 + layer.miss as u64) | (u64::from(layer.classes) << 2);
+        let packed = [
+            layer.id.0,
+            layer.pods.0,
+            layer.others.0,
+            layer.v4.0,
+            layer.v6.0,
+            u64::from(layer.miss_rule.0) << 32 | flags,
+        ];
+        slot.copy_from_slice(&packed);
+    }
+    words
+}
+
+/// `None` behind the last layer.
+fn unpack_layer(words: &[u64]) -> Option<Layer> {
+    let [id, pods, others, v4, v6, last] = *words else {
+        return None;
+    };
+    let miss = match last & 0b11 {
+        1 => Action::Accept,
+        2 => Action::Deny,
+        3 => Action::Pass,
+        _ => return None,
+    };
+    Some(Layer {
+        id: LayerId(id),
+        classes: last & 0b100 != 0,
+        pods: SpanId(pods),
+        others: SpanId(others),
+        v4: SpanId(v4),
+        v6: SpanId(v6),
+        miss,
+        miss_rule: RuleId((last >> 32) as u32),
+    })
+}
