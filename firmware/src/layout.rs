@@ -34,7 +34,7 @@ pub const RAM: u64 = 0x60_0000;
 /// RAM above this address is left alone (3 GiB are plenty, and here the device hole begins).
 pub const RAM_END: u64 = 0xc000_0000;
 /// virtio-mmio transports and the park page. The IO-APIC and the local APIC above are ring 0's.
-pub const DEVICES: u64 = 0xfe00_0000;
+pub const DEVICES: u64 = RAM_END;
 pub const APICS: u64 = 0xfec0_0000;
 pub const HIGH_DEVICES: u64 = 0xff00_0000;
 pub const DEVICES_END: u64 = 0x1_0000_0000;

@@ -90,7 +90,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(line: &str) -> Options {
-        Options::parse(line, |a, n| a >= 0xfe00_0000 && a + n <= 0x1_0000_0000)
+        Options::parse(line, |a, n| a >= 0xc000_0000 && a + n <= 0x1_0000_0000)
     }
 
     #[test]
@@ -100,10 +100,10 @@ mod tests {
         );
         assert_eq!(options.transports(), [0xfeb0_0e00, 0xfeb0_0c00]);
         assert!(options.selftest && options.park.is_none() && options.unknown == 0);
-        let options = parse("sluice.park=0xfe001000 sluice.tsc_khz=2400000");
+        let options = parse("sluice.park=0xd0001000 sluice.tsc_khz=2400000");
         assert_eq!(
             (options.park, options.tsc_khz),
-            (Some(0xfe00_1000), Some(2_400_000))
+            (Some(0xd000_1000), Some(2_400_000))
         );
         assert_eq!(options.unknown, 0);
     }

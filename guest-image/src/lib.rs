@@ -9,4 +9,8 @@
 extern crate std;
 
 pub mod boot;
+pub mod pool;
 pub mod report;
+pub mod transport;
+pub mod virtqueue;
+pub mod vnet;

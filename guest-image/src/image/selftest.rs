@@ -11,7 +11,7 @@ use sluice_firmware::layout;
 use sluice_firmware::ring0::exit_code;
 use sluice_guest::report::Line;
 
-use crate::platform;
+use super::platform;
 
 const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::__cpuid;
 
-use crate::platform;
+use super::platform;
 
 /// The first source that knows: command line, processor, hypervisor, a comparison with ring 0's timer.
 pub(crate) fn frequency_khz(told: Option<u64>) -> u64 {
