@@ -1,1 +1,30 @@
-//! (to come)
+//! `sluice-vmm`: one KVM virtual machine for one Sluice appliance, small enough to read in an afternoon.
+//!
+//! Read in this order:
+//!
+//! ```text
+//! config   what the operator asked for, checked once          memory   guest RAM and the physical map
+//! boot     image, start info and command line into RAM        bus      address -> device, with an effect
+//! vcpu     the one loop around KVM_RUN                        park     how a vCPU sleeps, and the watchdog
+//! report   the guest's log port and exit port                 exit     how a VM ended, as a status and a line
+//! event    eventfds and the thread that serves the console    socket   non-blocking connect
+//! virtio   transport registers, trunk (vhost-user), control   vm       create, wire, start, watch, stop
+//! ```
+//!
+//! The contract it implements is `docs/machine.md`. Everything the guest writes (registers, rings, log bytes) is untrusted:
+//! it may harm the guest itself, never this process. `unsafe` lives in `memory` and `event` only.
+
+#![deny(unsafe_code)]
+
+pub mod boot;
+pub mod bus;
+pub mod config;
+pub mod event;
+pub mod exit;
+pub mod memory;
+pub mod park;
+pub mod report;
+pub mod socket;
+pub mod vcpu;
+pub mod virtio;
+pub mod vm;

@@ -1,0 +1,266 @@
+//! One virtual CPU: its first state, and the one loop around `KVM_RUN`.
+//!
+//! Exits are dear (up to 25 µs on a host with a software KVM), so nothing on the packet path causes one: queue notifications are
+//! ioeventfds, used rings are polled by the guest. What remains is set-up, parking, heartbeats and reports.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use kvm_bindings::CpuId;
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::kvm_regs;
+use kvm_bindings::kvm_segment;
+use kvm_ioctls::Kvm;
+use kvm_ioctls::VcpuExit;
+use kvm_ioctls::VcpuFd;
+use kvm_ioctls::VmFd;
+
+use crate::boot::Entry;
+use crate::bus::Bus;
+use crate::bus::Effect;
+use crate::exit::Ending;
+use crate::exit::Failure;
+use crate::exit::Registers;
+use crate::memory::START_INFO;
+use crate::park::Pulse;
+use crate::park::Sleeper;
+use crate::park::Wake;
+
+const CR0_PROTECTED_MODE: u64 = 1;
+/// Bit 1 is always one.
+const RFLAGS_RESERVED: u64 = 2;
+
+/// A virtual CPU cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up the virtual CPU ({step})")]
+pub struct VcpuError {
+    step: &'static str,
+    source: kvm_ioctls::Error,
+}
+
+fn at(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> VcpuError {
+    move |source| VcpuError { step, source }
+}
+
+/// The bare vCPU, before it has anything to talk to.
+#[derive(Debug)]
+pub struct Core {
+    fd: VcpuFd,
+}
+
+impl Core {
+    /// Creates vCPU 0 with the host's features, without a local APIC.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn create(kvm: &Kvm, vm: &VmFd) -> Result<Core, VcpuError> {
+        let fd = vm.create_vcpu(0).map_err(at("create"))?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(at("features"))?;
+        fd.set_cpuid2(&without_apic(cpuid))
+            .map_err(at("set features"))?;
+        Ok(Core { fd })
+    }
+
+    /// The TSC frequency that the guest sees, where KVM knows it.
+    #[must_use]
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.fd.get_tsc_khz().ok().filter(|khz| *khz > 0)
+    }
+
+    /// Points the vCPU at the image: 32-bit protected mode, flat segments, paging off, `ebx` = start info (Xen's PVH ABI).
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn enter_at(&self, entry: Entry) -> Result<(), VcpuError> {
+        let mut system = self.fd.get_sregs().map_err(at("read segments"))?;
+        let code = flat_segment(0x08, 0xb);
+        let data = flat_segment(0x10, 0x3);
+        system.cs = code;
+        for segment in [
+            &mut system.ds,
+            &mut system.es,
+            &mut system.fs,
+            &mut system.gs,
+            &mut system.ss,
+        ] {
+            *segment = data;
+        }
+        system.tr = kvm_segment {
+            limit: 0x67,
+            s: 0,
+            g: 0,
+            db: 0,
+            ..flat_segment(0x18, 0xb)
+        };
+        system.cr0 = CR0_PROTECTED_MODE;
+        system.cr3 = 0;
+        system.cr4 = 0;
+        system.efer = 0;
+        self.fd.set_sregs(&system).map_err(at("set segments"))?;
+        let registers = kvm_regs {
+            rip: entry.address,
+            rbx: START_INFO,
+            rflags: RFLAGS_RESERVED,
+            ..Default::default()
+        };
+        self.fd.set_regs(&registers).map_err(at("set registers"))
+    }
+}
+
+fn flat_segment(selector: u16, type_: u8) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 0,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        avl: 0,
+        unusable: 0,
+        padding: 0,
+    }
+}
+
+/// There is no interrupt controller of any kind: a guest must not believe in a local APIC, x2APIC or MONITOR.
+fn without_apic(mut cpuid: CpuId) -> CpuId {
+    for entry in cpuid.as_mut_slice() {
+        if entry.function == 1 {
+            entry.ecx &= !((1 << 3) | (1 << 21) | (1 << 24));
+            entry.ecx |= 1 << 31; // a hypervisor is present
+            entry.edx &= !(1 << 9);
+            entry.ebx &= 0x0000_ffff; // APIC id 0, one logical processor
+        }
+    }
+    cpuid
+}
+
+/// A vCPU with everything it talks to; consumed by [`Vcpu::run`] on its own thread.
+#[derive(Debug)]
+pub struct Vcpu {
+    pub core: Core,
+    pub memory_mapped: Bus,
+    pub ports: Bus,
+    pub sleeper: Sleeper,
+    pub pulse: Arc<Pulse>,
+    /// Raised (with a signal to this thread) to end the run.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Vcpu {
+    /// Runs the guest until it ends, one way or another.
+    pub fn run(mut self) -> Ending {
+        self.pulse.run();
+        let ending = loop {
+            if self.stop.load(Ordering::Acquire) {
+                break Ending::Stopped;
+            }
+            match self.run_once() {
+                Effect::Continue => {}
+                Effect::Heartbeat => self.pulse.beat(),
+                Effect::Park(limit) => {
+                    self.pulse.rest();
+                    let wake = self.sleeper.sleep(limit);
+                    self.pulse.run();
+                    if wake == Wake::Stop {
+                        break Ending::Stopped;
+                    }
+                }
+                Effect::End(ending) => break ending,
+            }
+        };
+        self.pulse.rest();
+        let unclaimed = self.memory_mapped.unclaimed() + self.ports.unclaimed();
+        if unclaimed > 0 {
+            tracing::info!(
+                accesses = unclaimed,
+                "the guest used addresses without a device"
+            );
+        }
+        ending
+    }
+
+    fn run_once(&mut self) -> Effect {
+        let cause = match self.core.fd.run() {
+            Ok(VcpuExit::MmioWrite(address, bytes)) => {
+                return self.memory_mapped.write(address, bytes);
+            }
+            Ok(VcpuExit::MmioRead(address, bytes)) => {
+                self.memory_mapped.read(address, bytes);
+                return Effect::Continue;
+            }
+            Ok(VcpuExit::IoOut(port, bytes)) => return self.ports.write(port.into(), bytes),
+            Ok(VcpuExit::IoIn(port, bytes)) => {
+                self.ports.read(port.into(), bytes);
+                return Effect::Continue;
+            }
+            Ok(VcpuExit::Intr) => return Effect::Continue,
+            Ok(VcpuExit::Shutdown) => Failure::TripleFault,
+            Ok(VcpuExit::Hlt) => Failure::Halted,
+            Ok(VcpuExit::FailEntry(reason, _cpu)) => Failure::EntryFailed(reason),
+            Ok(VcpuExit::InternalError) => Failure::Internal,
+            Ok(other) => Failure::UnexpectedExit(format!("{other:?}")),
+            Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+                return Effect::Continue;
+            }
+            Err(error) => Failure::RunFailed(error.to_string()),
+        };
+        let registers = self.registers().map(Box::new);
+        Effect::End(Ending::Failed { cause, registers })
+    }
+
+    fn registers(&self) -> Option<Registers> {
+        let general = self.core.fd.get_regs().ok()?;
+        let system = self.core.fd.get_sregs().ok()?;
+        let hex = |value: u64| format!("{value:#x}");
+        Some(Registers {
+            rip: hex(general.rip),
+            rsp: hex(general.rsp),
+            rflags: hex(general.rflags),
+            cs: hex(system.cs.selector.into()),
+            cr0: hex(system.cr0),
+            cr2: hex(system.cr2),
+            cr3: hex(system.cr3),
+            cr4: hex(system.cr4),
+            efer: hex(system.efer),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_cpuid_entry2;
+
+    use super::*;
+
+    #[test]
+    fn the_guest_is_told_of_a_hypervisor_and_of_no_apic() {
+        let leaf = kvm_cpuid_entry2 {
+            function: 1,
+            ebx: u32::MAX,
+            ecx: 0x7fff_ffff,
+            edx: u32::MAX,
+            ..Default::default()
+        };
+        let other = kvm_cpuid_entry2 {
+            function: 7,
+            ecx: u32::MAX,
+            ..Default::default()
+        };
+        let cpuid = without_apic(CpuId::from_entries(&[leaf, other]).unwrap());
+        let [leaf, other] = cpuid.as_slice() else {
+            panic!("two leaves")
+        };
+        assert_eq!(leaf.ecx >> 31, 1);
+        assert_eq!(leaf.ecx & (1 << 21 | 1 << 24 | 1 << 3), 0);
+        assert_eq!(leaf.edx & (1 << 9), 0);
+        assert_eq!(leaf.ebx >> 16, 0);
+        assert_eq!(other.ecx, u32::MAX);
+    }
+}
