@@ -1,1 +1,5 @@
-//! (to come)
+//! The host side of a Sluice node: plumbing between pods and the appliance, and nothing that looks into a packet.
+#![deny(unsafe_code)]
+
+pub mod trunk;
+pub mod wiring;

@@ -1,0 +1,22 @@
+//! The trunk: the path of every frame between the links' taps and the guest's virtio-net rings.
+//!
+//! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with suspicion, `links` knows the
+//! taps, `receive` and `send` move frames without touching payload, `engine` is one step of both, `driver` the thread that
+//! keeps stepping.
+
+pub mod chain;
+pub mod driver;
+pub mod drops;
+pub mod engine;
+pub mod features;
+pub mod links;
+pub mod memory;
+mod receive;
+pub mod ring;
+mod send;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+pub mod vhost;
+pub mod vnet;

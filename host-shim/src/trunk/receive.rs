@@ -1,0 +1,258 @@
+//! Frames from the taps to the guest: `readv` straight into the guest's receive buffers.
+//!
+//! Buffers are staged ahead until they hold a frame of any length; a frame then uses as many of them as it needs and
+//! the rest stays staged for the next. Nothing is taken from a tap that the guest has no room for.
+
+use std::fs::File;
+use std::io;
+
+use super::chain::{self, Access, MAX_FRAME};
+use super::drops::HostDrop;
+use super::engine::TrunkCounters;
+use super::links::{Link, Links};
+use super::memory::{MAX_ENTRIES, Scatter, TRUNK_HEAD};
+use super::ring::{Ring, RingError};
+use super::vnet;
+
+/// Frames a link may deliver before the next active link has its turn.
+const TURN: u32 = 16;
+/// Most pieces that may be needed for one frame: the 64 KiB in buffers of 128 bytes, and still one `readv`.
+const MAX_STAGED: usize = MAX_ENTRIES - chain::MAX_PIECES - 2;
+/// Consumed pieces kept before the list is moved to the front.
+const SLACK: usize = 128;
+
+/// The receive queue (of the guest) in use.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub(super) ring: Ring,
+    pub(super) call: Option<File>,
+    pieces: Scatter,
+    heads: std::collections::VecDeque<Staged>,
+    /// Pieces before this one are consumed.
+    first: usize,
+    /// Bytes that the staged heads hold.
+    capacity: u32,
+    /// Chains known to be available and not yet taken.
+    pending: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Staged {
+    head: u16,
+    pieces: usize,
+    len: u32,
+}
+
+/// What a phase did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Phase {
+    pub(super) frames: u32,
+    /// The guest has too few buffers for a frame of any length.
+    pub(super) starved: bool,
+}
+
+enum Outcome {
+    /// A frame was taken from the tap: moved, or dropped and counted.
+    Done,
+    Empty,
+}
+
+impl Receiver {
+    pub(super) fn new(ring: Ring, call: Option<File>) -> Self {
+        let pieces = Scatter::new(ring.memory().clone(), SLACK + 2 * chain::MAX_PIECES);
+        let heads = std::collections::VecDeque::new();
+        Self {
+            ring,
+            call,
+            pieces,
+            heads,
+            first: 0,
+            capacity: 0,
+            pending: 0,
+        }
+    }
+
+    /// Moves up to `limit` frames and shows them to the guest at once.
+    pub(super) fn run(
+        &mut self,
+        links: &mut Links,
+        limit: u32,
+        counters: &TrunkCounters,
+    ) -> Result<Phase, RingError> {
+        let mut phase = Phase::default();
+        while phase.frames < limit && !phase.starved {
+            let Some(id) = links.next_active() else { break };
+            let turn = TURN.min(limit - phase.frames);
+            match self.serve(links, id, turn, counters)? {
+                Served::Frames(n) => phase.frames += n,
+                Served::Quiet(n) => {
+                    phase.frames += n;
+                    links.quiet(id);
+                }
+                Served::Starved(n) => {
+                    phase.frames += n;
+                    phase.starved = true;
+                }
+            }
+        }
+        if self.ring.unpublished() != 0 && self.ring.publish() {
+            counters.call(self.call.as_ref());
+        }
+        Ok(phase)
+    }
+
+    fn serve(
+        &mut self,
+        links: &Links,
+        id: u16,
+        turn: u32,
+        counters: &TrunkCounters,
+    ) -> Result<Served, RingError> {
+        let Some(link) = links.link(id) else {
+            return Ok(Served::Quiet(0));
+        };
+        let mut frames = 0;
+        for _ in 0..turn {
+            if !self.stage(counters)? {
+                counters.starved.add(1);
+                return Ok(Served::Starved(frames));
+            }
+            match self.frame(id, link) {
+                Outcome::Done => frames += 1,
+                Outcome::Empty => return Ok(Served::Quiet(frames)),
+            }
+        }
+        Ok(Served::Frames(frames))
+    }
+
+    /// Makes sure that a frame of any length fits into the staged buffers; false when the guest has too few.
+    fn stage(&mut self, counters: &TrunkCounters) -> Result<bool, RingError> {
+        if self.first > SLACK {
+            self.pieces.discard(self.first);
+            self.first = 0;
+        }
+        while self.capacity < MAX_FRAME {
+            if self.pieces.len() - self.first > MAX_STAGED {
+                self.return_staged(counters);
+            }
+            if self.pending == 0 {
+                self.pending = self.ring.pending()?;
+                if self.pending == 0 {
+                    return Ok(false);
+                }
+            }
+            self.pending -= 1;
+            let head = self.ring.take();
+            match self.check(head) {
+                Ok(staged) => {
+                    self.capacity = self.capacity.saturating_add(staged.len);
+                    self.heads.push_back(staged);
+                }
+                Err(reason) => {
+                    counters.drops.count(reason);
+                    self.ring.put_used(head, 0);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives back buffers so small that a frame would need more of them than one `readv` takes.
+    fn return_staged(&mut self, counters: &TrunkCounters) {
+        for staged in self.heads.drain(..) {
+            counters.drops.count(HostDrop::ShortBuffer);
+            self.ring.put_used(staged.head, 0);
+        }
+        self.pieces.truncate(0);
+        self.first = 0;
+        self.capacity = 0;
+    }
+
+    fn check(&mut self, head: u16) -> Result<Staged, HostDrop> {
+        let before = self.pieces.len();
+        let len = chain::collect(&self.ring, head, Access::Write, &mut self.pieces)?;
+        let long = self
+            .pieces
+            .piece_len(before)
+            .is_some_and(|n| n >= TRUNK_HEAD);
+        if !long {
+            self.pieces.truncate(before);
+            return Err(HostDrop::ShortBuffer);
+        }
+        Ok(Staged {
+            head,
+            pieces: self.pieces.len() - before,
+            len,
+        })
+    }
+
+    /// Moves one frame from a tap into the staged buffers.
+    fn frame(&mut self, id: u16, link: &Link) -> Outcome {
+        let mut header = [0; vnet::HEADER];
+        let n = match self.pieces.read_frame(link.tap(), self.first, &mut header) {
+            Ok(n) => n,
+            Err(error) => return empty_or_gone(&error, link),
+        };
+        let on_trunk = (n + vnet::TAG) as u32;
+        if n < vnet::HEADER + vnet::MACS + 2 {
+            link.counters().drops.count(HostDrop::ShortHeader);
+            return Outcome::Done;
+        }
+        if on_trunk >= self.capacity {
+            link.counters().drops.count(HostDrop::Truncated);
+            return Outcome::Done;
+        }
+        link.counters()
+            .to_guest
+            .add(n - vnet::HEADER, vnet::is_gso(&header));
+        vnet::to_trunk(&mut header, self.buffers_for(on_trunk));
+        self.pieces.put_head(self.first, &header, vnet::tag(id));
+        self.consume(on_trunk);
+        Outcome::Done
+    }
+
+    fn buffers_for(&self, len: u32) -> u16 {
+        let mut held = 0;
+        let mut buffers = 0;
+        for staged in &self.heads {
+            if held >= len {
+                break;
+            }
+            held = held.saturating_add(staged.len);
+            buffers += 1;
+        }
+        buffers
+    }
+
+    fn consume(&mut self, len: u32) {
+        let mut left = len;
+        while left > 0 {
+            let Some(staged) = self.heads.pop_front() else {
+                break;
+            };
+            let here = left.min(staged.len);
+            self.ring.put_used(staged.head, here);
+            self.capacity -= staged.len;
+            self.first += staged.pieces;
+            left -= here;
+        }
+    }
+}
+
+enum Served {
+    Frames(u32),
+    Quiet(u32),
+    Starved(u32),
+}
+
+fn empty_or_gone(error: &io::Error, link: &Link) -> Outcome {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Outcome::Empty,
+        io::ErrorKind::Interrupted => Outcome::Done,
+        _ => {
+            // EBADFD: the interface was deleted under us. The link stays quiet until it is removed.
+            link.counters().drops.count(HostDrop::TapDown);
+            Outcome::Empty
+        }
+    }
+}

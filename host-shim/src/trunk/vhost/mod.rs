@@ -1,0 +1,107 @@
+//! The vhost-user backend: what the VMM says on the trunk socket becomes commands to the driver.
+//!
+//! One thread listens and serves one VMM at a time; a second one waits in the socket's backlog until the first has gone. The
+//! VMM is not trusted either: a malformed message ends the connection, never the daemon.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use self::backend::Backend;
+use super::driver::Mailbox;
+use super::features::Features;
+
+mod backend;
+#[cfg(test)]
+mod tests;
+
+/// What is known of the VMM on the trunk socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrunkPeer {
+    /// Its process id, as the kernel reports it.
+    pub pid: Option<i32>,
+    /// The features it accepted.
+    pub features: u64,
+    /// Whether both rings are being served.
+    pub serving: bool,
+}
+
+/// Where the state of the connection can be read.
+#[derive(Clone, Debug, Default)]
+pub struct TrunkState(Arc<Mutex<Option<TrunkPeer>>>);
+
+impl TrunkState {
+    /// The VMM that is connected now.
+    pub fn peer(&self) -> Option<TrunkPeer> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, peer: Option<TrunkPeer>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = peer;
+    }
+}
+
+/// Serves the VMMs that connect to `listener`, one after the other, on the calling thread, for as long as
+/// `keep_going` says so after each connection.
+pub fn serve(
+    listener: &UnixListener,
+    offered: Features,
+    mailbox: &Mailbox,
+    state: &TrunkState,
+    keep_going: &dyn Fn() -> bool,
+) {
+    for connection in listener.incoming() {
+        if !keep_going() {
+            return;
+        }
+        match connection {
+            Ok(stream) => converse(stream, offered, mailbox, state),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the trunk socket");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn converse(stream: UnixStream, offered: Features, mailbox: &Mailbox, state: &TrunkState) {
+    let pid = peer_pid(&stream);
+    state.set(Some(TrunkPeer {
+        pid,
+        ..TrunkPeer::default()
+    }));
+    tracing::info!(pid, "VMM connected to the trunk");
+    let backend = Backend::new(offered, mailbox.clone(), pid, state.clone());
+    let backend = Arc::new(Mutex::new(backend));
+    let mut handler = BackendReqHandler::from_stream(stream, backend.clone());
+    let end = loop {
+        if let Err(error) = handler.handle_request() {
+            // A refused request is answered and the conversation goes on; a broken one is over.
+            if matches!(error, Error::ReqHandlerError(_) | Error::InvalidParam) {
+                tracing::warn!(%error, "trunk request refused");
+                continue;
+            }
+            break error;
+        }
+    };
+    backend
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .stop_all();
+    state.set(None);
+    match end {
+        Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_) => {
+            tracing::info!(pid, "VMM left the trunk");
+        }
+        error => tracing::warn!(pid, %error, "trunk connection ended"),
+    }
+}
+
+/// The process at the other end of a unix socket.
+pub fn peer_pid(stream: &UnixStream) -> Option<i32> {
+    let credentials = nix::sys::socket::sockopt::PeerCredentials;
+    nix::sys::socket::getsockopt(stream, credentials)
+        .ok()
+        .map(|c| c.pid())
+}

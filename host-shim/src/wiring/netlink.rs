@@ -1,0 +1,358 @@
+//! Interfaces, addresses, routes and redirects by rtnetlink: the few requests that wiring needs, each acknowledged.
+//!
+//! A netlink socket belongs to the network namespace it was opened in, whichever thread uses it later.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
+    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
+    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use sluice_contract::Mac;
+
+use super::netns::Netns;
+
+/// What an interface looks like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// `veth`, `tun`, … or empty.
+    pub kind: String,
+}
+
+/// What to change of an interface.
+#[derive(Debug, Default)]
+pub struct Change<'a> {
+    pub up: bool,
+    pub name: Option<&'a str>,
+    pub mac: Option<Mac>,
+    pub mtu: Option<u16>,
+    pub netns: Option<&'a Netns>,
+}
+
+/// A socket to one namespace's rtnetlink.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// `ETH_P_ALL`, in network byte order as `tcm_info` wants it.
+const ALL_PROTOCOLS: u16 = 3u16.to_be();
+
+impl Netlink {
+    /// Opens a socket to the calling thread's namespace.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// The interface of that name, if there is one.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn interface(&mut self, name: &str) -> io::Result<Option<Interface>> {
+        let mut ask = LinkMessage::default();
+        ask.attributes.push(LinkAttribute::IfName(name.into()));
+        let mut found = None;
+        let outcome = self.request(RouteNetlinkMessage::GetLink(ask), 0, |answer| {
+            if let RouteNetlinkMessage::NewLink(link) = answer {
+                found = Some(Interface {
+                    index: link.header.index,
+                    kind: kind_of(&link),
+                });
+            }
+        });
+        match outcome {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            outcome => outcome.map(|()| found),
+        }
+    }
+
+    /// The index of an interface that must be there.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not.
+    pub fn index(&mut self, name: &str) -> io::Result<u32> {
+        self.interface(name)?
+            .map(|i| i.index)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Creates a veth pair, its other end in another namespace at once.
+    ///
+    /// # Errors
+    /// As the kernel says; `EEXIST` when either name is taken.
+    pub fn add_veth(&mut self, name: &str, mtu: u16, peer: (&str, &Netns, Mac)) -> io::Result<()> {
+        let (peer_name, peer_netns, peer_mac) = peer;
+        let mtu = LinkAttribute::Mtu(u32::from(mtu));
+        let mut other = LinkMessage::default();
+        other.attributes = vec![
+            LinkAttribute::IfName(peer_name.into()),
+            mtu.clone(),
+            LinkAttribute::Address(peer_mac.0.to_vec()),
+            LinkAttribute::NetNsFd(peer_netns.file().as_raw_fd()),
+        ];
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            mtu,
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+            ]),
+        ];
+        self.order(RouteNetlinkMessage::NewLink(link), CREATE)
+    }
+
+    /// Changes an interface.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn change(&mut self, index: u32, change: &Change<'_>) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        if change.up {
+            link.header.flags = LinkFlags::Up;
+            link.header.change_mask = LinkFlags::Up;
+        }
+        let attributes = [
+            change.name.map(|n| LinkAttribute::IfName(n.into())),
+            change.mac.map(|m| LinkAttribute::Address(m.0.to_vec())),
+            change.mtu.map(|m| LinkAttribute::Mtu(u32::from(m))),
+            change
+                .netns
+                .map(|n| LinkAttribute::NetNsFd(n.file().as_raw_fd())),
+        ];
+        link.attributes = attributes.into_iter().flatten().collect();
+        self.order(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Deletes an interface.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn delete(&mut self, index: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        self.order(RouteNetlinkMessage::DelLink(link), 0)
+    }
+
+    /// Gives an interface an address of its own: /32 or /128, no prefix route, no duplicate detection.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add_address(&mut self, index: u32, address: IpAddr) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.family = family(address);
+        message.header.prefix_len = host_prefix(address);
+        message.header.scope = AddressScope::Universe;
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes = vec![
+            AddressAttribute::Local(address),
+            AddressAttribute::Address(address),
+            AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute),
+        ];
+        self.order(RouteNetlinkMessage::NewAddress(message), CREATE)
+    }
+
+    /// Adds a route to one neighbour on the link itself.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add_link_route(&mut self, index: u32, to: IpAddr) -> io::Result<()> {
+        let mut route = self.route(index, family(to));
+        route.header.destination_prefix_length = host_prefix(to);
+        route.header.scope = RouteScope::Link;
+        route
+            .attributes
+            .push(RouteAttribute::Destination(to.into()));
+        self.order(
+            RouteNetlinkMessage::NewRoute(route),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Adds the default route of a family.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
+        let mut route = self.route(index, family(gateway));
+        route.header.flags = RouteFlags::Onlink;
+        route
+            .attributes
+            .push(RouteAttribute::Gateway(gateway.into()));
+        self.order(
+            RouteNetlinkMessage::NewRoute(route),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    fn route(&self, index: u32, family: AddressFamily) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = family;
+        route.header.table = RouteHeader::RT_TABLE_MAIN;
+        route.header.protocol = RouteProtocol::Static;
+        route.header.scope = RouteScope::Universe;
+        route.header.kind = RouteType::Unicast;
+        route.attributes.push(RouteAttribute::Oif(index));
+        route
+    }
+
+    /// Sends every frame that comes in on `from` out on `to`, before any protocol sees it.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn redirect(&mut self, from: u32, to: u32) -> io::Result<()> {
+        let mut qdisc = TcMessage::with_index(from.cast_signed());
+        qdisc.header.parent = TcHandle::CLSACT;
+        qdisc.header.handle = TcHandle {
+            major: 0xffff,
+            minor: 0,
+        };
+        qdisc.attributes.push(TcAttribute::Kind("clsact".into()));
+        self.order(RouteNetlinkMessage::NewQueueDiscipline(qdisc), CREATE)?;
+
+        let mut filter = TcMessage::with_index(from.cast_signed());
+        filter.header.parent = TcHandle {
+            major: 0xffff,
+            minor: TcHandle::MIN_INGRESS,
+        };
+        filter.header.info = u32::from(TcHandle {
+            major: 1,
+            minor: ALL_PROTOCOLS,
+        });
+        filter
+            .attributes
+            .push(TcAttribute::Kind(TcFilterU32::KIND.into()));
+        let options = [
+            TcFilterU32Option::Selector(everything()),
+            redirect_action(to),
+        ];
+        let options = options.into_iter().map(TcOption::U32).collect();
+        filter.attributes.push(TcAttribute::Options(options));
+        self.order(RouteNetlinkMessage::NewTrafficFilter(filter), CREATE)
+    }
+
+    fn order(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.request(message, flags, |_| ())
+    }
+
+    /// Sends a request, passes every answer to `each`, and returns at its acknowledgement.
+    fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut packet = NetlinkMessage::from(message);
+        packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        packet.header.sequence_number = self.sequence;
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let (received, _) = self.socket.recv_from_full()?;
+            let mut rest = received.as_slice();
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                let length = answer.header.length as usize;
+                rest = rest
+                    .get(length.next_multiple_of(4).max(16)..)
+                    .unwrap_or_default();
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::Error(error) => {
+                        return error.code.map_or(Ok(()), |_| Err(error.to_io()));
+                    }
+                    NetlinkPayload::InnerMessage(inner) => each(inner),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A u32 selector that matches every frame: one key whose mask is zero.
+fn everything() -> TcU32Selector {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = 1;
+    selector.keys = vec![TcU32Key::default()];
+    selector
+}
+
+fn redirect_action(to: u32) -> TcFilterU32Option {
+    let mut mirror = TcMirror::default();
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = to;
+    let mut action = TcAction::default();
+    let parameters = TcActionMirrorOption::Parms(mirror);
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.into()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(parameters)]),
+    ];
+    TcFilterU32Option::Action(vec![action])
+}
+
+fn kind_of(link: &LinkMessage) -> String {
+    let infos = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let kind = infos.into_iter().flatten().find_map(|i| match i {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    });
+    kind.unwrap_or_default()
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
