@@ -9,6 +9,7 @@
 extern crate std;
 
 pub mod boot;
+pub mod net;
 pub mod pool;
 pub mod report;
 pub mod transport;

@@ -23,18 +23,17 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
-/// What stands in front of a received frame.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Received {
-    pub offload: Offload,
-    /// Buffers of the frame, this one included; at least 1.
-    pub buffers: u16,
+/// How many buffers the frame has, whatever else its header says: those after the first hold no headers and must not be
+/// taken for frames.
+pub fn buffers(header: &[u8; HEADER]) -> u16 {
+    let [.., n0, n1] = *header;
+    u16::from_le_bytes([n0, n1]).max(1)
 }
 
 /// Reads the header of a received frame. `None` if it promises what cannot be: an unknown kind of GSO, segments
 /// of no size, offsets inside the tag.
-pub fn read(header: &[u8; HEADER]) -> Option<Received> {
-    let [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1] = *header;
+pub fn read(header: &[u8; HEADER]) -> Option<Offload> {
+    let [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1, _, _] = *header;
     let word = |low, high| u16::from_le_bytes([low, high]);
     let partial = if flags & NEEDS_CSUM == 0 {
         None
@@ -64,13 +63,10 @@ pub fn read(header: &[u8; HEADER]) -> Option<Received> {
         return None;
     }
     let verified = flags & DATA_VALID != 0;
-    Some(Received {
-        offload: Offload {
-            partial,
-            verified,
-            gso,
-        },
-        buffers: word(n0, n1).max(1),
+    Some(Offload {
+        partial,
+        verified,
+        gso,
     })
 }
 
@@ -154,44 +150,31 @@ mod tests {
     #[test]
     fn a_tagged_tso_header_is_moved_by_four_both_ways() {
         let wire = header(NEEDS_CSUM, GSO_TCPV4 | GSO_ECN, 70, 1448, 38, 16);
-        let received = read(&wire).unwrap();
-        assert_eq!(received.buffers, 3);
-        assert_eq!(
-            received.offload.partial,
-            Some(Partial {
-                start: 34,
-                offset: 16
-            })
-        );
+        let offload = read(&wire).unwrap();
+        assert_eq!(buffers(&wire), 3);
+        let partial = Partial {
+            start: 34,
+            offset: 16,
+        };
+        assert_eq!(offload.partial, Some(partial));
         let gso = Gso {
             kind: GsoKind::Tcp4,
             size: 1448,
             header: 66,
             ecn: true,
         };
-        assert_eq!(received.offload.gso, Some(gso));
-        let mut again = write(&received.offload);
+        assert_eq!(offload.gso, Some(gso));
+        let mut again = write(&offload);
         again[10] = 3;
         assert_eq!(again, wire);
     }
 
     #[test]
     fn a_plain_frame_counts_as_one_buffer() {
-        let received = read(&[0; HEADER]).unwrap();
-        assert_eq!(
-            received,
-            Received {
-                offload: Offload::default(),
-                buffers: 1
-            }
-        );
+        assert_eq!(read(&[0; HEADER]), Some(Offload::default()));
+        assert_eq!(buffers(&[0; HEADER]), 1);
         assert_eq!(write(&Offload::default()), [0; HEADER]);
-        assert!(
-            read(&header(DATA_VALID, 0, 0, 0, 0, 0))
-                .unwrap()
-                .offload
-                .verified
-        );
+        assert!(read(&header(DATA_VALID, 0, 0, 0, 0, 0)).unwrap().verified);
     }
 
     #[test]
@@ -242,12 +225,12 @@ mod tests {
 
         #[test]
         fn noise_never_panics_and_what_is_read_is_written_again(noise in any::<[u8; HEADER]>()) {
-            if let Some(received) = read(&noise) {
-                let again = read(&write(&received.offload)).unwrap();
-                let mut expected = received.offload;
+            if let Some(offload) = read(&noise) {
+                let again = read(&write(&offload)).unwrap();
+                let mut expected = offload;
                 // One flag says it all for a frame whose checksum is still to be completed.
                 expected.verified &= expected.partial.is_none();
-                prop_assert_eq!(again.offload, expected);
+                prop_assert_eq!(again, expected);
             }
         }
     }
