@@ -9,6 +9,8 @@
 extern crate std;
 
 pub mod boot;
+pub mod console;
+pub mod idle;
 pub mod net;
 pub mod pool;
 pub mod report;

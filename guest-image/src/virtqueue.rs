@@ -166,6 +166,11 @@ impl<'m, T> Queue<'m, T> {
         usize::from(self.free)
     }
 
+    /// Chains that are with the device.
+    pub fn in_flight(&self) -> usize {
+        usize::from(self.in_flight)
+    }
+
     /// Completions that made no sense, so far.
     pub fn errors(&self) -> u64 {
         self.errors
