@@ -8,24 +8,45 @@
 //! Nothing here reads a clock, allocates after construction, knows a device or contains `unsafe`. The guest image gives it
 //! frames from virtio rings, `sluice-replay` from a capture, the tests from arrays: all run this same code.
 //!
-//! * [`time`]: `now`, an argument everywhere.
-//! * [`arena`]: memory, carved once.
-//! * [`frame`]: one frame, where it came from, and what the far side promised about its checksums.
-//! * [`policy`]: which connections may begin.
-//! * [`verdict`]: how a packet ends; always exactly one way.
+//! What everything stands on: [`time`] (`now`, an argument everywhere), [`arena`] (memory, carved once), [`frame`] (one frame,
+//! and what the far side promised about its checksums), [`verdict`] (how a packet ends, always exactly one way), [`address`],
+//! [`hash`], [`twin`] (a table in two copies), [`wire`] (headers as they lie on the wire).
+//!
+//! The stages, in order of travel: [`parse`], [`classify`], [`policy`] (which connections may begin), [`route`]; beside them [`reply`] (what the appliance says itself)
+//! and [`limiter`] (how often). [`pipeline`] knows their order. [`tables`] is what they read, [`apply`] what changes it,
+//! [`session`] who asks for the change, [`stats`] what is counted.
 #![no_std]
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
 extern crate std;
 
+pub mod address;
+pub mod apply;
 pub mod arena;
+pub mod classify;
 pub mod frame;
+pub mod hash;
+pub mod limiter;
+pub mod parse;
+pub mod pipeline;
 pub mod policy;
+pub mod reply;
+pub mod route;
+pub mod session;
+pub mod stats;
+pub mod tables;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod time;
+pub mod twin;
 pub mod verdict;
+pub mod wire;
 
+pub use address::{Address, Family};
 pub use arena::{Arena, OutOfMemory};
-pub use frame::{Frame, Gso, GsoKind, Offload};
+pub use frame::{Frame, Gso, GsoKind, Offload, Partial};
+pub use pipeline::Pipeline;
+pub use tables::Capacity;
 pub use time::Instant;
 pub use verdict::{Originate, Verdict};

@@ -61,6 +61,20 @@ drop_reasons! {
     TxFull = 11, "tx_full";
     /// An IPv4 header checksum that is wrong.
     BadChecksum = 12, "bad_checksum";
+    /// A VLAN tag inside a link's frame: links carry untagged frames.
+    VlanTag = 13, "vlan_tag";
+    /// An address that may not stand on a wire: loopback, 0/8, 240/4, IPv4-mapped, or a group as source.
+    Martian = 14, "martian";
+    /// IPv4 options that ask for a route of the sender's choosing, or that are broken.
+    SourceRoute = 15, "source_route";
+    /// IPv6 extension headers: too many, out of order, or a routing header of type 0.
+    ExtensionHeaders = 16, "ext_headers";
+    /// A first fragment without the whole transport header.
+    FragmentTiny = 17, "frag_tiny";
+    /// A router advertisement or redirect from a link, which may not speak as a router.
+    RogueRouter = 18, "rogue_router";
+    /// It would be answered, but its link has asked too often.
+    RateLimited = 19, "rate_limited";
 }
 
 /// What a counter counts.
