@@ -1,5 +1,6 @@
 //! The host side of a Sluice node: plumbing between pods and the appliance, and nothing that looks into a packet.
 #![deny(unsafe_code)]
 
+pub mod control;
 pub mod trunk;
 pub mod wiring;

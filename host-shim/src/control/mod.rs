@@ -1,0 +1,294 @@
+//! The control channel: keeps the guest's tables equal to what the daemon desires, and hears what the guest has to say.
+//!
+//! One thread listens on the control socket, where the VMM brings the console's bytes, and runs a [`session::Session`] for the
+//! machine that is connected. Desired rows live here, so a guest that comes back with nothing gets everything again.
+
+mod server;
+pub mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::Serialize;
+use sluice_contract::message::{Counter, GuestHello};
+use sluice_contract::report::Reject;
+use sluice_contract::{Generation, Key, Row, VERSION};
+
+use self::session::{Desired, Event};
+
+/// Lines of the guest kept for the status.
+const NOTES: usize = 16;
+
+/// How far the guest is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ControlStatus {
+    /// A VMM is connected to the control socket.
+    pub connected: bool,
+    /// Everything desired is in force, except the rows in `refused`.
+    pub settled: bool,
+    /// The generation in force.
+    pub generation: u64,
+    /// The version of the contract that the guest speaks.
+    pub guest_version: Option<u16>,
+    /// Build id of its image, in hexadecimal.
+    pub image: Option<String>,
+    pub ram_mib: Option<u32>,
+    /// From the guest's first instruction to its `Hello`.
+    pub hello_us: Option<u64>,
+    /// Sessions begun since the VMM connected, the first one not counted.
+    pub resyncs: u64,
+    /// Times that bytes of the guest made no frame.
+    pub garbage: u64,
+    /// Rows that the guest refused, and why.
+    pub refused: Vec<String>,
+    /// Why nothing can be configured, if so.
+    pub problem: Option<String>,
+    /// The last things the guest said.
+    pub notes: VecDeque<String>,
+}
+
+/// Why a change is not in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotInForce {
+    #[error("The appliance refused {:?} ({:?}: {:?})", .0.object, .0.field, .0.reason)]
+    Refused(Reject),
+    #[error("The appliance did not answer within {0:?}")]
+    Late(Duration),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    desired: Desired,
+    status: ControlStatus,
+    /// The revision in force.
+    revision: u64,
+    stats: Option<(u32, Vec<Counter>)>,
+    /// The token to be asked for next.
+    stats_wanted: Option<u32>,
+    token: u32,
+    shut_down: bool,
+    stop: bool,
+    in_force_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    wake: EventFd,
+}
+
+/// The way to the control thread.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Shared>);
+
+impl Control {
+    /// Starts the thread on a listening socket.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or descriptor.
+    pub fn start(listener: UnixListener) -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = EventFd::from_value_and_flags(0, flags)?;
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        let control = Self(Arc::new(Shared {
+            state,
+            changed,
+            wake,
+        }));
+        listener.set_nonblocking(true)?;
+        let server = server::Server::new(listener, control.0.clone());
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || server.run())?;
+        Ok(control)
+    }
+
+    /// Puts rows; the number is for [`wait`](Self::wait).
+    pub fn put(&self, rows: impl IntoIterator<Item = Row>) -> u64 {
+        let revision = self.0.lock().desired.put(rows);
+        self.0.wake();
+        revision
+    }
+
+    /// Removes rows; the number is for [`wait`](Self::wait).
+    pub fn remove(&self, keys: impl IntoIterator<Item = Key>) -> u64 {
+        let revision = self.0.lock().desired.remove(keys);
+        self.0.wake();
+        revision
+    }
+
+    /// Waits until a revision is in force, and `key` was not refused.
+    ///
+    /// # Errors
+    /// Refused, or not in time.
+    pub fn wait(&self, revision: u64, key: Key, limit: Duration) -> Result<(), NotInForce> {
+        let done = self.0.wait(limit, |state| {
+            let refused = state
+                .desired
+                .refusal(key)
+                .map(|reject| Err(NotInForce::Refused(reject)));
+            refused.or_else(|| (state.revision >= revision).then_some(Ok(())))
+        });
+        done.unwrap_or(Err(NotInForce::Late(limit)))
+    }
+
+    /// How far the guest is.
+    pub fn status(&self) -> ControlStatus {
+        self.0.lock().status.clone()
+    }
+
+    /// When everything desired was first in force after the VMM last connected.
+    pub fn in_force_at(&self) -> Option<Instant> {
+        self.0.lock().in_force_at
+    }
+
+    /// Asks the guest for its counters.
+    pub fn counters(&self, limit: Duration) -> Option<Vec<Counter>> {
+        let token = {
+            let mut state = self.0.lock();
+            state.token = state.token.wrapping_add(1);
+            state.stats_wanted = Some(state.token);
+            state.token
+        };
+        self.0.wake();
+        self.0.wait(limit, |state| {
+            let (_, counters) = state.stats.take_if(|(answered, _)| *answered == token)?;
+            Some(counters)
+        })
+    }
+
+    /// Asks the guest to end in order.
+    pub fn shut_down_guest(&self) {
+        self.0.lock().shut_down = true;
+        self.0.wake();
+    }
+
+    /// Ends the thread.
+    pub fn stop(&self) {
+        self.0.lock().stop = true;
+        self.0.wake();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // Only fails when the counter is full, and then the thread is awake.
+        let _ = self.wake.write(1);
+    }
+
+    /// Waits until `look` finds something, at most `limit`.
+    fn wait<T>(&self, limit: Duration, mut look: impl FnMut(&mut State) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = look(&mut state) {
+                return Some(found);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let woken = self.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl State {
+    fn learn(&mut self, event: Event) {
+        match event {
+            Event::Greeted(hello) => self.greeted(&hello),
+            Event::VersionRefused { guest } => {
+                let text = format!(
+                    "The appliance speaks version {guest} of the contract, this node version {VERSION}: \
+                     use an image and a sluice-node of the same build"
+                );
+                tracing::error!("{text}");
+                self.status.guest_version = Some(guest);
+                self.status.problem = Some(text);
+            }
+            Event::InForce {
+                generation,
+                revision,
+            } => self.in_force(generation, revision),
+            Event::Refused(reject) => {
+                tracing::error!(?reject, "the appliance refused a change");
+                let name =
+                    |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
+                self.status.refused = self.desired.refusals().map(name).collect();
+            }
+            Event::Stats { token, counters } => self.stats = Some((token, counters)),
+            Event::Log { level, text } => {
+                tracing::info!(?level, guest = %text, "appliance");
+                self.note(format!("{level:?}: {text}"));
+            }
+            Event::Fault { text } => {
+                tracing::error!(guest = %text, "appliance is about to end");
+                self.note(format!("fault: {text}"));
+            }
+            Event::Restarted { why } => {
+                tracing::warn!(why, "control session begins anew");
+                self.status.resyncs += 1;
+                self.status.settled = false;
+            }
+        }
+    }
+
+    fn greeted(&mut self, hello: &GuestHello) {
+        tracing::info!(
+            generation = hello.generation.0,
+            uptime_us = hello.uptime_us,
+            "appliance greeted"
+        );
+        let status = &mut self.status;
+        status.guest_version = Some(hello.version);
+        status.image = Some(hello.image.iter().map(|b| format!("{b:02x}")).collect());
+        status.ram_mib = Some(hello.ram_mib);
+        status.hello_us = Some(hello.uptime_us);
+        status.generation = hello.generation.0;
+        status.problem = None;
+    }
+
+    fn in_force(&mut self, generation: Generation, revision: u64) {
+        tracing::info!(generation = generation.0, revision, "generation in force");
+        self.revision = revision;
+        self.status.generation = generation.0;
+        let name = |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
+        self.status.refused = self.desired.refusals().map(name).collect();
+        self.in_force_at.get_or_insert_with(Instant::now);
+    }
+
+    fn note(&mut self, text: String) {
+        if self.status.notes.len() == NOTES {
+            self.status.notes.pop_front();
+        }
+        self.status.notes.push_back(text);
+    }
+
+    fn disconnected(&mut self) {
+        let notes = std::mem::take(&mut self.status.notes);
+        self.status = ControlStatus {
+            notes,
+            ..ControlStatus::default()
+        };
+        // A guest that comes back may have nothing.
+        self.revision = 0;
+        self.in_force_at = None;
+    }
+}
+
+/// A number that differs between lives of the daemon.
+fn seed() -> u64 {
+    let time = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    (time.as_nanos() as u64) ^ u64::from(std::process::id()) << 40
+}

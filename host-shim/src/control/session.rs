@@ -1,0 +1,485 @@
+//! The host's end of the control channel as a state machine: bytes and time in, bytes and events out.
+//!
+//! One rule settles every doubt (a gap, a late answer, a `Resync`, a new connection): begin a new session, say `Hello`, send
+//! all desired rows from `Begin { fresh: true }`. The guest takes that as a whole at the commit and cuts no live flow.
+//! A guest that makes doubts faster than sessions can begin is met with a growing pause.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use sluice_contract::frame::{self, Decoder, FRAME_MAX};
+use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
+use sluice_contract::report::Reject;
+use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION};
+
+/// First and longest wait for an answer to `Hello`: a guest boots in milliseconds under KVM, in seconds under TCG.
+const GREETING: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
+/// Longest wait for the answer to a commit or a ping.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Silence after which the guest is asked whether it is there.
+const QUIET: Duration = Duration::from_secs(5);
+/// First and longest pause before a session that follows a broken one.
+const PAUSE: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
+/// Counters accepted for one question: more than any guest has.
+const COUNTERS: usize = 1 << 16;
+
+/// The rows that should be in force.
+#[derive(Debug, Default)]
+pub struct Desired {
+    rows: BTreeMap<Key, Row>,
+    /// Rows that the guest refused: left out until they change.
+    refused: BTreeMap<Key, Reject>,
+    revision: u64,
+}
+
+impl Desired {
+    /// Puts rows; returns the revision that has them.
+    pub fn put(&mut self, rows: impl IntoIterator<Item = Row>) -> u64 {
+        for row in rows {
+            self.refused.remove(&row.key());
+            self.rows.insert(row.key(), row);
+        }
+        self.revision += 1;
+        self.revision
+    }
+
+    /// Removes rows; returns the revision that has them no more.
+    pub fn remove(&mut self, keys: impl IntoIterator<Item = Key>) -> u64 {
+        for key in keys {
+            self.rows.remove(&key);
+            self.refused.remove(&key);
+        }
+        self.revision += 1;
+        self.revision
+    }
+
+    /// Why the guest does not have this row, if it refused it.
+    pub fn refusal(&self, key: Key) -> Option<Reject> {
+        self.refused.get(&key).copied()
+    }
+
+    /// All refusals.
+    pub fn refusals(&self) -> impl Iterator<Item = (Key, Reject)> + '_ {
+        self.refused.iter().map(|(key, reject)| (*key, *reject))
+    }
+
+    fn refuse(&mut self, key: Key, reject: Reject) {
+        self.refused.insert(key, reject);
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = (&Key, &Row)> {
+        self.rows
+            .iter()
+            .filter(|(key, _)| !self.refused.contains_key(key))
+    }
+}
+
+/// What the daemon has to know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The guest said who it is.
+    Greeted(GuestHello),
+    /// The guest speaks another version: nothing will be sent to it.
+    VersionRefused { guest: u16 },
+    /// This revision of the desired rows is in force, except the refused ones.
+    InForce {
+        generation: Generation,
+        revision: u64,
+    },
+    /// The guest refused a change.
+    Refused(Reject),
+    /// The answer to a question for counters.
+    Stats { token: u32, counters: Vec<Counter> },
+    /// A line of the guest's log.
+    Log { level: Level, text: String },
+    /// The guest says that it is about to end.
+    Fault { text: String },
+    /// A new session begins.
+    Restarted { why: &'static str },
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// A new session begins at this time.
+    Pausing { until: Instant },
+    /// `Hello` is out.
+    Greeting { until: Instant },
+    /// The versions differ.
+    Refused,
+    /// The guest has nothing to answer.
+    Settled { fresh: bool },
+    /// A commit is out.
+    Committing {
+        generation: Generation,
+        revision: u64,
+        changes: Vec<Change>,
+        until: Instant,
+    },
+}
+
+#[derive(Debug)]
+enum Change {
+    Put(Row),
+    Remove(Key),
+}
+
+/// The session.
+#[derive(Debug)]
+pub struct Session {
+    phase: Phase,
+    id: u64,
+    sent: u32,
+    expected: u32,
+    decoder: Decoder,
+    /// Garbage seen by former decoders.
+    garbage: u64,
+    output: Vec<u8>,
+    /// Rows and generation in force in the guest, as far as it has said.
+    in_force: BTreeMap<Key, Row>,
+    generation: Generation,
+    revision: u64,
+    patience: Duration,
+    pause: Duration,
+    heard: Instant,
+    ping: Option<Instant>,
+    stats: Option<(u32, Vec<Counter>)>,
+}
+
+impl Session {
+    /// Begins with a `Hello`. `seed` has to differ between lives of the daemon.
+    pub fn new(now: Instant, seed: u64) -> Self {
+        let mut session = Self {
+            phase: Phase::Refused,
+            id: seed,
+            sent: 0,
+            expected: 0,
+            decoder: Decoder::default(),
+            garbage: 0,
+            output: Vec::new(),
+            in_force: BTreeMap::new(),
+            generation: Generation(0),
+            revision: 0,
+            patience: GREETING[0],
+            pause: PAUSE[0],
+            heard: now,
+            ping: None,
+            stats: None,
+        };
+        session.greet(now);
+        session
+    }
+
+    /// Bytes to be sent to the guest.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// Times that bytes of the guest made no frame.
+    pub fn garbage(&self) -> u64 {
+        self.garbage + self.decoder.garbage()
+    }
+
+    /// Whether the guest has all that is desired.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Settled { fresh: false })
+    }
+
+    /// When [`advance`](Self::advance) has to be called, whatever else happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Pausing { until } | Phase::Greeting { until } => Some(*until),
+            Phase::Committing { until, .. } => Some(*until),
+            Phase::Settled { .. } => Some(self.ping.map_or(self.heard + QUIET, |p| p + PATIENCE)),
+            Phase::Refused => None,
+        }
+    }
+
+    /// Does what time and the desired rows ask for.
+    pub fn advance(&mut self, now: Instant, desired: &Desired, events: &mut Vec<Event>) {
+        match &self.phase {
+            Phase::Pausing { until } if now >= *until => self.greet(now),
+            Phase::Greeting { until } if now >= *until => {
+                self.patience = (self.patience * 2).min(GREETING[1]);
+                self.greet(now);
+            }
+            Phase::Committing { until, .. } if now >= *until => {
+                self.restart(now, "no answer to a commit", events);
+            }
+            Phase::Settled { .. } if self.ping.is_some_and(|p| now >= p + PATIENCE) => {
+                self.restart(now, "no answer to a ping", events);
+            }
+            Phase::Settled { fresh } => {
+                let fresh = *fresh;
+                if fresh || self.revision != desired.revision {
+                    self.commit(now, fresh, desired, events);
+                } else if self.ping.is_none() && now >= self.heard + QUIET {
+                    self.ping = Some(now);
+                    self.send(&ToGuest::Ping { token: self.sent });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks for the counters; false when there is nobody to ask.
+    pub fn ask_for_stats(&mut self, token: u32) -> bool {
+        let open = matches!(self.phase, Phase::Settled { .. } | Phase::Committing { .. });
+        if open {
+            self.stats = Some((token, Vec::new()));
+            self.send(&ToGuest::ReadStats { token });
+        }
+        open
+    }
+
+    /// Asks the guest to end in order.
+    pub fn shut_down(&mut self) {
+        if !matches!(self.phase, Phase::Refused) {
+            self.send(&ToGuest::Shutdown);
+        }
+    }
+
+    /// Takes bytes from the guest.
+    pub fn receive(
+        &mut self,
+        mut bytes: &[u8],
+        now: Instant,
+        desired: &mut Desired,
+        events: &mut Vec<Event>,
+    ) {
+        // A new session begins later, in `advance`: the decoder put back here is never a former one.
+        let mut decoder = std::mem::take(&mut self.decoder);
+        while let Some(payload) = decoder.next(&mut bytes) {
+            // A frame that is no message counts as lost: the gap will show.
+            if let Some(envelope) = frame::decode::<Envelope<ToHost>>(payload) {
+                self.take(envelope, now, desired, events);
+            }
+        }
+        self.decoder = decoder;
+    }
+
+    fn take(
+        &mut self,
+        envelope: Envelope<ToHost>,
+        now: Instant,
+        desired: &mut Desired,
+        events: &mut Vec<Event>,
+    ) {
+        let Envelope {
+            session,
+            sequence,
+            message,
+        } = envelope;
+        if session != self.id || sequence < self.expected {
+            return;
+        }
+        if sequence > self.expected {
+            return self.restart(now, "a message of the guest is missing", events);
+        }
+        self.expected = sequence.saturating_add(1);
+        self.heard = now;
+        match message {
+            ToHost::Hello(hello) => self.greeted(hello, events),
+            ToHost::Ack { generation } => self.acknowledged(generation, events),
+            ToHost::Reject { generation, reject } => {
+                self.rejected(generation, reject, now, desired, events);
+            }
+            ToHost::Resync { .. } => self.restart(now, "the guest asked for it", events),
+            ToHost::Pong { .. } => self.ping = None,
+            ToHost::Stats {
+                token,
+                counters,
+                last,
+            } => self.counted(token, &counters, last, events),
+            ToHost::Log { level, text } => {
+                events.push(Event::Log {
+                    level,
+                    text: text.as_str().into(),
+                });
+            }
+            ToHost::Fault { text } => events.push(Event::Fault {
+                text: text.as_str().into(),
+            }),
+        }
+    }
+
+    fn greeted(&mut self, hello: GuestHello, events: &mut Vec<Event>) {
+        if !matches!(self.phase, Phase::Greeting { .. }) {
+            return;
+        }
+        self.patience = GREETING[0];
+        if hello.version == VERSION {
+            self.phase = Phase::Settled { fresh: true };
+            self.generation = self.generation.max(hello.generation);
+            events.push(Event::Greeted(hello));
+        } else {
+            self.phase = Phase::Refused;
+            events.push(Event::VersionRefused {
+                guest: hello.version,
+            });
+        }
+    }
+
+    fn acknowledged(&mut self, acknowledged: Generation, events: &mut Vec<Event>) {
+        let Phase::Committing {
+            generation,
+            revision,
+            changes,
+            ..
+        } = &mut self.phase
+        else {
+            return;
+        };
+        if *generation != acknowledged {
+            return;
+        }
+        for change in changes.drain(..) {
+            match change {
+                Change::Put(row) => self.in_force.insert(row.key(), row),
+                Change::Remove(key) => self.in_force.remove(&key),
+            };
+        }
+        self.revision = *revision;
+        self.pause = PAUSE[0];
+        events.push(Event::InForce {
+            generation: acknowledged,
+            revision: *revision,
+        });
+        self.phase = Phase::Settled { fresh: false };
+    }
+
+    /// The change is not in force. Without the row that was refused the rest may be.
+    fn rejected(
+        &mut self,
+        refused: Generation,
+        reject: Reject,
+        now: Instant,
+        desired: &mut Desired,
+        events: &mut Vec<Event>,
+    ) {
+        if !matches!(&self.phase, Phase::Committing { generation, .. } if *generation == refused) {
+            return;
+        }
+        events.push(Event::Refused(reject));
+        match reject.object {
+            Some(key) if desired.rows.contains_key(&key) && desired.refusal(key).is_none() => {
+                desired.refuse(key, reject);
+                self.restart(now, "a row was refused", events);
+            }
+            // The guest blames nothing that could be left out: only time may help.
+            _ => {
+                self.pause = PAUSE[1];
+                self.restart(now, "a change was refused", events);
+            }
+        }
+    }
+
+    fn counted(&mut self, token: u32, batch: &[Counter], last: bool, events: &mut Vec<Event>) {
+        let Some((asked, counters)) = &mut self.stats else {
+            return;
+        };
+        if *asked != token {
+            return;
+        }
+        let room = COUNTERS.saturating_sub(counters.len());
+        counters.extend(batch.iter().take(room));
+        if last && let Some((token, counters)) = self.stats.take() {
+            events.push(Event::Stats { token, counters });
+        }
+    }
+
+    fn commit(&mut self, now: Instant, fresh: bool, desired: &Desired, events: &mut Vec<Event>) {
+        if fresh {
+            self.in_force.clear();
+        }
+        let changes = difference(&self.in_force, desired);
+        if changes.is_empty() && !fresh {
+            // A row came and went, or was refused before: the tables are as desired already.
+            self.revision = desired.revision;
+            let generation = self.generation;
+            events.push(Event::InForce {
+                generation,
+                revision: desired.revision,
+            });
+            return;
+        }
+        self.generation = Generation(self.generation.0 + 1);
+        let generation = self.generation;
+        self.send(&ToGuest::Begin { generation, fresh });
+        for change in &changes {
+            match change {
+                Change::Put(row) => self.send(&ToGuest::Put(row.clone())),
+                Change::Remove(key) => self.send(&ToGuest::Remove(*key)),
+            }
+        }
+        self.send(&ToGuest::Commit { generation });
+        let (revision, until) = (desired.revision, now + PATIENCE);
+        self.phase = Phase::Committing {
+            generation,
+            revision,
+            changes,
+            until,
+        };
+    }
+
+    fn restart(&mut self, now: Instant, why: &'static str, events: &mut Vec<Event>) {
+        self.phase = Phase::Pausing {
+            until: now + self.pause,
+        };
+        self.pause = (self.pause * 2).min(PAUSE[1]);
+        self.stats = None;
+        events.push(Event::Restarted { why });
+    }
+
+    fn greet(&mut self, now: Instant) {
+        // Either decoder may be waiting for the rest of a frame whose length was garbled. Ours starts anew; the guest's
+        // is fed with nothing until it has seen the longest frame there is.
+        if self.sent != 0 {
+            self.garbage += self.decoder.garbage();
+            self.decoder = Decoder::default();
+            self.output.resize(self.output.len() + FRAME_MAX, 0);
+        }
+        // Any change of all bits will do: sessions only have to differ.
+        self.id = self
+            .id
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        self.sent = 0;
+        self.expected = 0;
+        self.ping = None;
+        self.heard = now;
+        self.phase = Phase::Greeting {
+            until: now + self.patience,
+        };
+        self.send(&ToGuest::Hello { version: VERSION });
+    }
+
+    fn send(&mut self, message: &ToGuest) {
+        let mut buffer = [0; FRAME_MAX];
+        let envelope = Envelope {
+            session: self.id,
+            sequence: self.sent,
+            message,
+        };
+        match frame::encode(&envelope, &mut buffer) {
+            Ok(bytes) => {
+                self.sent = self.sent.saturating_add(1);
+                self.output.extend_from_slice(bytes);
+            }
+            Err(error) => tracing::error!(%error, ?message, "control message not sent"),
+        }
+    }
+}
+
+/// What turns the rows in force into the desired ones: removals first, so that what they held is free.
+fn difference(in_force: &BTreeMap<Key, Row>, desired: &Desired) -> Vec<Change> {
+    let gone = in_force
+        .keys()
+        .filter(|key| !desired.rows.contains_key(key) || desired.refused.contains_key(key));
+    let removals = gone.map(|key| Change::Remove(*key));
+    let changed = desired
+        .wanted()
+        .filter(|(key, row)| in_force.get(key) != Some(*row));
+    removals
+        .chain(changed.map(|(_, row)| Change::Put(row.clone())))
+        .collect()
+}

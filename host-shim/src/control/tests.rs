@@ -1,0 +1,494 @@
+//! The host's end against a small guest that keeps the contract's rules, over a channel that loses and garbles.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use sluice_contract::frame::{self, Decoder, FRAME_MAX};
+use sluice_contract::message::{Counter, Envelope, GuestHello};
+use sluice_contract::report::{CounterId, Field, Reject, RejectReason};
+use sluice_contract::row::{LinkRow, NodeRow};
+use sluice_contract::types::Identity;
+use sluice_contract::{Generation, Key, LinkId, Mac, Row, ToGuest, ToHost, VERSION};
+
+use super::session::{Desired, Event, Session};
+
+fn link(id: u16, incarnation: u32) -> Row {
+    let id = LinkId::new(id).unwrap();
+    Row::Link(LinkRow {
+        id,
+        mac: Mac::of_pod(id),
+        addresses: heapless_from([10, 0, 0, id.raw() as u8].into()),
+        mtu: 1500,
+        identity: Identity(7),
+        incarnation,
+    })
+}
+
+fn heapless_from(address: std::net::IpAddr) -> heapless::Vec<std::net::IpAddr, 4> {
+    heapless::Vec::from_slice(&[address]).unwrap()
+}
+
+/// A guest by the rules in `message.rs`, without tables of its own.
+struct Guest {
+    version: u16,
+    refuses: Option<Key>,
+    decoder: Decoder,
+    output: Vec<u8>,
+    session: u64,
+    sequence: u32,
+    expected: u32,
+    open: bool,
+    rows: BTreeMap<Key, Row>,
+    shadow: Option<(BTreeMap<Key, Row>, Option<Reject>)>,
+    generation: Generation,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            refuses: None,
+            decoder: Decoder::default(),
+            output: Vec::new(),
+            session: 0,
+            sequence: 0,
+            expected: 0,
+            open: false,
+            rows: BTreeMap::new(),
+            shadow: None,
+            generation: Generation(0),
+        }
+    }
+}
+
+impl Guest {
+    fn send(&mut self, message: ToHost) {
+        let mut buffer = [0; FRAME_MAX];
+        let envelope = Envelope {
+            session: self.session,
+            sequence: self.sequence,
+            message,
+        };
+        self.sequence += 1;
+        self.output
+            .extend_from_slice(frame::encode(&envelope, &mut buffer).unwrap());
+    }
+
+    fn receive(&mut self, mut bytes: &[u8]) {
+        let mut decoder = std::mem::take(&mut self.decoder);
+        while let Some(payload) = decoder.next(&mut bytes) {
+            if let Some(envelope) = frame::decode::<Envelope<ToGuest>>(payload) {
+                self.take(envelope);
+            }
+        }
+        self.decoder = decoder;
+    }
+
+    fn take(&mut self, envelope: Envelope<ToGuest>) {
+        if let ToGuest::Hello { version } = envelope.message {
+            (self.session, self.sequence, self.expected) = (envelope.session, 0, 1);
+            self.shadow = None;
+            self.open = version == self.version;
+            let (version, generation) = (self.version, self.generation);
+            let hello = GuestHello {
+                version,
+                image: [7; 20],
+                generation,
+                ram_mib: 64,
+                uptime_us: 9,
+            };
+            return self.send(ToHost::Hello(hello));
+        }
+        if !self.open || envelope.session != self.session || envelope.sequence < self.expected {
+            return;
+        }
+        if envelope.sequence > self.expected {
+            self.shadow = None;
+            self.open = false;
+            return self.send(ToHost::Resync {
+                expected: self.expected,
+            });
+        }
+        self.expected += 1;
+        match envelope.message {
+            ToGuest::Begin { fresh, .. } => {
+                let rows = if fresh {
+                    BTreeMap::new()
+                } else {
+                    self.rows.clone()
+                };
+                self.shadow = Some((rows, None));
+            }
+            ToGuest::Put(row) => {
+                let refused = self.refuses == Some(row.key());
+                let Some((rows, reject)) = &mut self.shadow else {
+                    return;
+                };
+                rows.insert(row.key(), row.clone());
+                if refused {
+                    let reason = RejectReason::Taken;
+                    let object = Some(row.key());
+                    *reject = Some(Reject {
+                        object,
+                        field: Field::Addresses,
+                        reason,
+                    });
+                }
+            }
+            ToGuest::Remove(key) => {
+                self.shadow.as_mut().and_then(|(rows, _)| rows.remove(&key));
+            }
+            ToGuest::Commit { generation } => match self.shadow.take() {
+                Some((_, Some(reject))) => self.send(ToHost::Reject { generation, reject }),
+                Some((rows, None)) => {
+                    (self.rows, self.generation) = (rows, generation);
+                    self.send(ToHost::Ack { generation });
+                }
+                None => {}
+            },
+            ToGuest::ReadStats { token } => {
+                for last in [false, true] {
+                    let id = CounterId::Received;
+                    let counters = heapless::Vec::from_slice(&[Counter {
+                        id,
+                        value: u64::from(last),
+                    }])
+                    .unwrap();
+                    self.send(ToHost::Stats {
+                        token,
+                        counters,
+                        last,
+                    });
+                }
+            }
+            ToGuest::Ping { token } => self.send(ToHost::Pong { token }),
+            ToGuest::Hello { .. } | ToGuest::Shutdown => {}
+        }
+    }
+}
+
+struct Channel {
+    now: Instant,
+    host: Session,
+    guest: Guest,
+    desired: Desired,
+    events: Vec<Event>,
+}
+
+impl Channel {
+    fn new(guest: Guest, desired: Desired) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            host: Session::new(now, 1),
+            guest,
+            desired,
+            events: Vec::new(),
+        }
+    }
+
+    /// One exchange; what travels is passed through `spoil` first.
+    fn exchange(&mut self, mut spoil: impl FnMut(Vec<u8>) -> Vec<u8>) {
+        self.host.advance(self.now, &self.desired, &mut self.events);
+        let down = spoil(std::mem::take(self.host.output()));
+        self.guest.receive(&down);
+        let up = spoil(std::mem::take(&mut self.guest.output));
+        self.host
+            .receive(&up, self.now, &mut self.desired, &mut self.events);
+    }
+
+    fn exchanges(&mut self, count: usize) {
+        (0..count).for_each(|_| self.exchange(|bytes| bytes));
+    }
+
+    /// Lets time pass up to the session's deadline.
+    fn pass_time(&mut self) {
+        self.now = self.host.deadline().unwrap_or(self.now).max(self.now);
+    }
+
+    fn in_force(&self) -> Vec<(u64, u64)> {
+        let number = |e: &Event| match e {
+            Event::InForce {
+                generation,
+                revision,
+            } => Some((generation.0, *revision)),
+            _ => None,
+        };
+        self.events.iter().filter_map(number).collect()
+    }
+}
+
+fn desired_rows(rows: impl IntoIterator<Item = Row>) -> Desired {
+    let mut desired = Desired::default();
+    desired.put(rows);
+    desired
+}
+
+#[test]
+fn guest_gets_all_rows_afresh_and_then_only_differences() {
+    let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1), link(17, 1)]));
+    channel.exchanges(2);
+    assert_eq!(channel.in_force(), [(1, 1)]);
+    assert_eq!(channel.guest.rows.len(), 2);
+
+    channel
+        .desired
+        .put([Row::Node(NodeRow::default()), link(17, 2)]);
+    let key = link(16, 1).key();
+    channel.desired.remove([key]);
+    channel.exchange(|bytes| {
+        assert!(
+            bytes.len() < 250,
+            "more than the differences: {}",
+            bytes.len()
+        );
+        bytes
+    });
+    assert_eq!(channel.in_force(), [(1, 1), (2, 3)]);
+    assert_eq!(channel.guest.rows.len(), 2);
+    assert_eq!(
+        channel.guest.rows.get(&link(17, 2).key()),
+        Some(&link(17, 2))
+    );
+}
+
+#[test]
+fn guest_of_another_version_is_refused_with_its_number_and_gets_no_rows() {
+    let guest = Guest {
+        version: VERSION + 1,
+        ..Guest::default()
+    };
+    let mut channel = Channel::new(guest, desired_rows([link(16, 1)]));
+    channel.exchanges(5);
+    assert_eq!(
+        channel.events,
+        [Event::VersionRefused { guest: VERSION + 1 }]
+    );
+    assert!(channel.guest.rows.is_empty());
+    let mut state = super::State::default();
+    state.learn(channel.events.remove(0));
+    let text = state.status.problem.unwrap();
+    assert!(text.contains(&format!("version {}", VERSION + 1)), "{text}");
+    assert!(text.contains(&format!("version {VERSION}:")), "{text}");
+}
+
+#[test]
+fn refused_row_is_named_and_the_others_are_in_force() {
+    let bad = link(17, 1).key();
+    let guest = Guest {
+        refuses: Some(bad),
+        ..Guest::default()
+    };
+    let mut channel = Channel::new(guest, desired_rows([link(16, 1), link(17, 1), link(18, 1)]));
+    for _ in 0..6 {
+        channel.exchanges(2);
+        channel.pass_time();
+    }
+    let reject = channel.desired.refusal(bad).unwrap();
+    assert_eq!(
+        (reject.field, reject.reason),
+        (Field::Addresses, RejectReason::Taken)
+    );
+    assert_eq!(channel.guest.rows.len(), 2);
+    assert!(channel.host.is_settled());
+
+    channel.guest.refuses = None;
+    channel.desired.put([link(17, 2)]);
+    channel.exchanges(2);
+    assert_eq!(channel.guest.rows.len(), 3);
+}
+
+#[test]
+fn guest_that_boots_late_is_greeted_again() {
+    let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1)]));
+    for _ in 0..4 {
+        channel.exchange(|_| Vec::new());
+        channel.pass_time();
+    }
+    channel.exchanges(3);
+    assert_eq!(channel.guest.rows.len(), 1);
+}
+
+#[test]
+fn guest_that_falls_silent_is_asked_and_then_greeted_again() {
+    let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1)]));
+    channel.exchanges(3);
+    assert!(channel.host.is_settled());
+    for _ in 0..3 {
+        channel.pass_time();
+        channel.exchange(|_| Vec::new());
+    }
+    assert!(!channel.host.is_settled());
+    channel.guest = Guest::default();
+    for _ in 0..4 {
+        channel.exchanges(3);
+        channel.pass_time();
+    }
+    assert_eq!(channel.guest.rows.len(), 1);
+}
+
+#[test]
+fn quiet_channel_costs_a_ping_every_few_seconds_and_no_more() {
+    let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1)]));
+    channel.exchanges(3);
+    let start = channel.now;
+    let mut bytes = 0;
+    while channel.now < start + Duration::from_secs(60) {
+        channel.exchange(|b| {
+            bytes += b.len();
+            b
+        });
+        channel.pass_time();
+    }
+    assert!(bytes > 0 && bytes < 2000, "{bytes} bytes in a minute");
+    assert_eq!(channel.in_force().len(), 1);
+}
+
+#[test]
+fn counters_come_in_pages_as_one_answer() {
+    let mut channel = Channel::new(Guest::default(), Desired::default());
+    channel.exchanges(3);
+    assert!(channel.host.ask_for_stats(5));
+    channel.exchanges(1);
+    let id = CounterId::Received;
+    let counters = vec![Counter { id, value: 0 }, Counter { id, value: 1 }];
+    assert_eq!(
+        channel.events.last(),
+        Some(&Event::Stats { token: 5, counters })
+    );
+}
+
+#[test]
+fn generation_goes_on_from_that_of_a_guest_that_kept_running() {
+    let guest = Guest {
+        generation: Generation(41),
+        ..Guest::default()
+    };
+    let mut channel = Channel::new(guest, desired_rows([link(16, 1)]));
+    channel.exchanges(3);
+    assert_eq!(channel.in_force(), [(42, 1)]);
+}
+
+/// What a bad channel does to a piece of it.
+#[derive(Clone, Copy, Debug)]
+enum Spoil {
+    Nothing,
+    Lose,
+    Truncate(usize),
+    Flip(usize),
+    Twice,
+    Prepend(u8),
+}
+
+fn spoilt(spoil: Spoil, mut bytes: Vec<u8>) -> Vec<u8> {
+    match spoil {
+        Spoil::Nothing => {}
+        Spoil::Lose => bytes.clear(),
+        Spoil::Truncate(n) => bytes.truncate(n),
+        Spoil::Flip(n) if !bytes.is_empty() => {
+            let at = n % bytes.len();
+            bytes[at] ^= 1 << (n % 8);
+        }
+        Spoil::Flip(_) => {}
+        Spoil::Twice => bytes.extend(bytes.clone()),
+        Spoil::Prepend(n) => bytes.splice(0..0, (0..n).map(|i| i ^ n)).for_each(drop),
+    }
+    bytes
+}
+
+fn spoils() -> impl Strategy<Value = Vec<Spoil>> {
+    let one = prop_oneof![
+        2 => Just(Spoil::Nothing),
+        1 => Just(Spoil::Lose),
+        2 => (0usize..400).prop_map(Spoil::Truncate),
+        2 => (0usize..400).prop_map(Spoil::Flip),
+        1 => Just(Spoil::Twice),
+        1 => any::<u8>().prop_map(Spoil::Prepend),
+    ];
+    proptest::collection::vec(one, 0..60)
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_channel_did_the_tables_end_as_desired(
+        spoils in spoils(), changes in proptest::collection::vec((16u16..24, 0u32..3), 1..20),
+    ) {
+        let mut channel = Channel::new(Guest::default(), Desired::default());
+        let mut expected = BTreeMap::new();
+        let mut changes = changes.into_iter();
+        for pair in spoils.chunks(2) {
+            if let Some((id, incarnation)) = changes.next() {
+                let row = link(id, incarnation);
+                if incarnation == 0 {
+                    expected.remove(&row.key());
+                    channel.desired.remove([row.key()]);
+                } else {
+                    expected.insert(row.key(), row.clone());
+                    channel.desired.put([row]);
+                }
+            }
+            let mut pair = pair.iter();
+            channel.exchange(|b| spoilt(*pair.next().unwrap_or(&Spoil::Nothing), b));
+            channel.pass_time();
+        }
+        for _ in 0..12 {
+            channel.exchanges(3);
+            channel.pass_time();
+        }
+        prop_assert_eq!(&channel.guest.rows, &expected);
+        prop_assert!(channel.host.is_settled());
+    }
+
+    #[test]
+    fn any_bytes_from_the_guest_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+        let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1)]));
+        channel.host.receive(&bytes, channel.now, &mut channel.desired, &mut channel.events);
+        for _ in 0..4 {
+            channel.exchanges(3);
+            channel.pass_time();
+        }
+        prop_assert_eq!(channel.guest.rows.len(), 1);
+    }
+}
+
+#[test]
+fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
+    use std::io::{Read, Write};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+    let name = format!("sluice-control-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
+    let control = super::Control::start(UnixListener::bind_addr(&address).unwrap()).unwrap();
+    let serve = std::thread::spawn(move || {
+        let mut stream = UnixStream::connect_addr(&address).unwrap();
+        let mut guest = Guest {
+            refuses: Some(link(17, 1).key()),
+            ..Guest::default()
+        };
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut chunk) {
+            guest.receive(&chunk[..n]);
+            if stream
+                .write_all(&std::mem::take(&mut guest.output))
+                .is_err()
+            {
+                break;
+            }
+        }
+        guest
+    });
+    let limit = Duration::from_secs(10);
+    let revision = control.put([link(16, 1)]);
+    assert_eq!(control.wait(revision, link(16, 1).key(), limit), Ok(()));
+    let revision = control.put([link(17, 1)]);
+    let refused = control
+        .wait(revision, link(17, 1).key(), limit)
+        .unwrap_err();
+    assert!(refused.to_string().contains("link 17"), "{refused}");
+    assert_eq!(control.counters(limit).unwrap().len(), 2);
+    assert!(control.status().connected);
+    control.stop();
+    assert_eq!(serve.join().unwrap().rows.len(), 1);
+}
