@@ -10,10 +10,13 @@ extern crate std;
 
 pub mod boot;
 pub mod console;
+pub mod control;
 pub mod idle;
+pub mod memory;
 pub mod net;
 pub mod pool;
 pub mod report;
+pub mod run;
 pub mod transport;
 pub mod virtqueue;
 pub mod vnet;

@@ -99,6 +99,11 @@ impl Packet<'_> {
         self.ingress
     }
 
+    /// Bytes of the whole frame.
+    pub fn length(&self) -> usize {
+        self.end - self.start + self.tail_bytes
+    }
+
     /// The frame as the appliance sees it: what the trunk needs in front is out of its reach.
     pub fn frame(&mut self) -> Option<Frame<'_>> {
         let head = self.head.bytes_mut().get_mut(FRONT..)?;
@@ -146,7 +151,7 @@ impl From<&Frame<'_>> for Outcome {
 /// Frames received together, to be sent or recycled in the same order.
 #[derive(Debug, Default)]
 pub struct Batch<'m> {
-    pub packets: heapless::Vec<Packet<'m>, BATCH>,
+    pub packets: Deque<Packet<'m>, BATCH>,
     /// The tails of all packets, first packet's first.
     tails: Deque<Tail<'m>, QUEUE_SIZE>,
 }
@@ -364,7 +369,7 @@ impl<'m> Trunk<'m> {
         packet.offload = offload;
         self.reserved += 1 + packet.tails;
         // The caller saw that the batch is not full.
-        if let Err(packet) = batch.packets.push(packet) {
+        if let Err(packet) = batch.packets.push_back(packet) {
             self.recycle_newest(packet, batch);
         }
     }

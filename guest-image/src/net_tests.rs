@@ -132,7 +132,7 @@ fn echo(trunk: &mut Trunk<'static>) -> usize {
     let mut batch = Batch::default();
     trunk.receive(&mut batch);
     let count = batch.packets.len();
-    for packet in core::mem::take(&mut batch.packets) {
+    while let Some(packet) = batch.packets.pop_front() {
         let link = LinkId::new(packet.ingress().raw() + 1).unwrap();
         assert!(trunk.send(packet, link, &mut batch));
     }
@@ -187,7 +187,7 @@ fn w12_a_64_kib_gso_frame_crosses_whole_with_its_offloads() {
     assert!(backend.put(&wire));
     let mut batch = Batch::default();
     trunk.receive(&mut batch);
-    let mut packet = batch.packets.pop().unwrap();
+    let mut packet = batch.packets.pop_front().unwrap();
     let seen = packet.frame().unwrap();
     assert_eq!((seen.length(), seen.offload), (65_000, offload));
     assert_eq!(seen.bytes(), &wire.frame[..seen.bytes().len()]);
@@ -202,7 +202,7 @@ fn pushed_headers_go_out_and_all_headroom_may_be_used() {
     backend.put(&Wire::plain(16, frame(5000, 1)));
     let mut batch = Batch::default();
     trunk.receive(&mut batch);
-    let mut packet = batch.packets.pop().unwrap();
+    let mut packet = batch.packets.pop_front().unwrap();
     let mut seen = packet.frame().unwrap();
     let room = seen.headroom();
     assert_eq!(room, HEADROOM);
@@ -224,7 +224,7 @@ fn a_frame_that_became_a_short_answer_returns_its_tails() {
     let mut batch = Batch::default();
     trunk.receive(&mut batch);
     let mut first = true;
-    for mut packet in core::mem::take(&mut batch.packets) {
+    while let Some(mut packet) = batch.packets.pop_front() {
         if first {
             let mut seen = packet.frame().unwrap();
             assert!(seen.resize(100));
@@ -304,7 +304,7 @@ fn originated_frames_never_take_the_room_of_the_batch() {
         !trunk.originate(link, &frame(70, 9), Offload::default()),
         "the rest is reserved"
     );
-    for packet in core::mem::take(&mut batch.packets) {
+    while let Some(packet) = batch.packets.pop_front() {
         assert!(trunk.send(packet, LinkId::HOST, &mut batch));
     }
     trunk.flush();
@@ -393,7 +393,7 @@ proptest! {
             }
             let mut batch = Batch::default();
             trunk.receive(&mut batch);
-            for mut packet in core::mem::take(&mut batch.packets) {
+            while let Some(mut packet) = batch.packets.pop_front() {
                 prop_assert!(packet.frame().is_some());
                 trunk.send(packet, LinkId::HOST, &mut batch);
             }

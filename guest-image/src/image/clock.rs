@@ -1,8 +1,32 @@
-//! How fast the time-stamp counter runs.
+//! Time from the time-stamp counter, and how fast that runs.
 
 use core::arch::x86_64::__cpuid;
 
 use super::platform;
+
+/// Nanoseconds since the machine's first instruction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    start: u64,
+    /// Nanoseconds per cycle, times 2^32.
+    factor: u64,
+}
+
+impl Clock {
+    /// `khz` is not zero; `start` is the counter at entry.
+    pub(crate) fn new(khz: u64, start: u64) -> Self {
+        Self {
+            start,
+            factor: (1_000_000u64 << 32) / khz.max(1),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn nanoseconds(&self, tsc: u64) -> u64 {
+        let cycles = tsc.saturating_sub(self.start);
+        ((u128::from(cycles) * u128::from(self.factor)) >> 32) as u64
+    }
+}
 
 /// The first source that knows: command line, processor, hypervisor, a comparison with ring 0's timer.
 pub(crate) fn frequency_khz(told: Option<u64>) -> u64 {
@@ -36,14 +60,21 @@ fn from_hypervisor() -> Option<u64> {
     Some(u64::from(__cpuid(0x4000_0010).eax)).filter(|khz| *khz > 0)
 }
 
-/// The least of three sleeps of 2 ms: a sleep is never too short, only too long.
+/// From the difference between long and short sleeps, in which what a sleep costs beside its length cancels out. The
+/// shortest of several each: a sleep is never too short, only too long.
 fn measured() -> u64 {
-    const SLEEP_US: u64 = 2000;
+    const SHORT_US: u64 = 1000;
+    const LONG_US: u64 = 11_000;
+    let least = |microseconds: u64, times: u32| {
+        let one = || {
+            let start = platform::tsc();
+            platform::wait(microseconds);
+            platform::tsc().saturating_sub(start)
+        };
+        (0..times).map(|_| one()).min().unwrap_or(0)
+    };
+    // The first prepares the timer.
     platform::wait(1);
-    let shortest = (0..3).map(|_| {
-        let start = platform::tsc();
-        platform::wait(SLEEP_US);
-        platform::tsc() - start
-    });
-    (shortest.min().unwrap_or(0) * 1000 / SLEEP_US).max(10_000)
+    let cycles = least(LONG_US, 2).saturating_sub(least(SHORT_US, 3));
+    (cycles * 1000 / (LONG_US - SHORT_US)).max(10_000)
 }
