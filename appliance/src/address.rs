@@ -3,6 +3,7 @@
 //! two families never meet.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+pub use sluice_contract::Family;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// IPv4 or IPv6, as a table key.
@@ -23,13 +24,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 )]
 #[repr(transparent)]
 pub struct Address(pub [u8; 16]);
-
-/// Which of the two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    V4,
-    V6,
-}
 
 impl Address {
     /// `::`, which is also what an empty table row holds.
@@ -144,15 +138,5 @@ impl core::fmt::Debug for Address {
 impl core::fmt::Display for Address {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         core::fmt::Display::fmt(&IpAddr::from(*self), f)
-    }
-}
-
-impl Family {
-    /// Bytes of an address on the wire.
-    pub const fn address_length(self) -> usize {
-        match self {
-            Self::V4 => 4,
-            Self::V6 => 16,
-        }
     }
 }

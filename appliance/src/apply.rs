@@ -206,6 +206,7 @@ impl Tables<'_> {
             Row::Node(row) => self.put_node(row),
             Row::Link(row) => self.put_link(row),
             Row::Policy(row) => self.policy.put(row).map_err(refused_policy),
+            Row::Service(_) | Row::Route(_) => Err((Field::Whole, RejectReason::Full(0))),
         }
     }
 
@@ -217,6 +218,7 @@ impl Tables<'_> {
             }
             Key::Link(id) => self.remove_link(id),
             Key::Policy(key) => self.policy.remove(&key).map_err(refused_policy),
+            Key::Service(_) | Key::Route(_) => Err((Field::Whole, RejectReason::Missing)),
         }
     }
 

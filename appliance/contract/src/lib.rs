@@ -15,12 +15,13 @@ pub mod message;
 pub mod policy;
 pub mod report;
 pub mod row;
+pub mod service;
 pub mod types;
 
 pub use message::{ToGuest, ToHost};
 pub use report::DropReason;
 pub use row::{Key, Row};
-pub use types::{Generation, Identity, LinkId, Mac, Protocol};
+pub use types::{Family, Generation, Identity, LinkId, Mac, Prefix, Protocol};
 
 /// The version of the contract. Equal on both ends or the session is refused.
 pub const VERSION: u16 = 1;

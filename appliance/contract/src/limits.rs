@@ -8,3 +8,11 @@ pub const LINK_ADDRESSES: usize = 4;
 pub const LOG_TEXT: usize = 160;
 /// Counters in one statistics message: keeps the message well below [`FRAME_PAYLOAD`].
 pub const STATS_BATCH: usize = 64;
+/// Slots of a Maglev table in one row: with the key, half a kilobyte.
+pub const SLOT_CHUNK: usize = 240;
+/// Different lengths of the source ranges of one Service: each costs a lookup per new connection.
+pub const SOURCE_LENGTHS: usize = 8;
+/// Ranges of addresses with a meaning. They are compared one by one, at each new connection.
+pub const PREFIXES: usize = 64;
+/// Routes. They are compared one by one, at each new connection.
+pub const ROUTES: usize = 64;

@@ -8,6 +8,9 @@
 //! A configuration change is `Begin(g)`, any number of `Put`/`Remove`, `Commit(g)`. It takes effect as a whole at the
 //! commit, answered by `Ack(g)`; or not at all, answered by `Reject`. `Begin { fresh: true }` starts from empty tables:
 //! rows not put again are gone at the commit, rows put again are the same rows as before, so no live flow is cut.
+//!
+//! Each row is checked when it comes. So a row follows those it refers to, is removed before them, and a row that gives
+//! something unique away (a link its address) is removed before another one takes it.
 
 use crate::limits;
 use crate::report::{CounterId, Reject};

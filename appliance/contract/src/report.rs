@@ -75,6 +75,46 @@ drop_reasons! {
     RogueRouter = 18, "rogue_router";
     /// It would be answered, but its link has asked too often.
     RateLimited = 19, "rate_limited";
+    /// A packet that is no part of its connection: wrong sequence, flags, tag, or an answer to no question.
+    CtInvalid = 20, "ct_invalid";
+    /// Neither of a known connection nor the beginning of one.
+    CtNotOpening = 21, "ct_not_opening";
+    /// The connection table is full of established connections.
+    CtFull = 22, "ct_full";
+    /// The pod's share of the connection table is used up.
+    CtQuota = 23, "ct_quota";
+    /// The Service has no endpoint anywhere.
+    SvcNoEndpoint = 24, "svc_no_ep";
+    /// The Service has endpoints, but none where its traffic policy lets this traffic go.
+    SvcNoLocalEndpoint = 25, "svc_no_local_ep";
+    /// An address of the cluster's Services that is not allocated.
+    SvcUnallocated = 26, "svc_unallocated";
+    /// A port that the Service at this address does not have.
+    SvcUndefinedPort = 27, "svc_undefined_port";
+    /// The source is in none of the Service's source ranges.
+    SvcSourceRange = 28, "svc_source_range";
+    /// The connection's backend is gone.
+    SvcBackendGone = 29, "svc_backend_gone";
+    /// Policy of the sending pod forbids the connection.
+    PolicyEgress = 30, "policy_egress";
+    /// Policy of the receiving pod forbids the connection.
+    PolicyIngress = 31, "policy_ingress";
+    /// No port is left to translate the connection to.
+    NatExhausted = 32, "nat_exhausted";
+    /// It would have to be masqueraded, but the node has no address of that family.
+    NatNoAddress = 33, "nat_no_address";
+    /// An ICMP error about no known connection, or with a wrong checksum inside.
+    IcmpUnrelated = 34, "icmp_unrelated";
+    /// A tunnel packet from a pod to a node.
+    EncapFromPod = 35, "encap_from_pod";
+    /// A fragment that overlaps another of its datagram; all of them go.
+    FragmentOverlap = 36, "frag_overlap";
+    /// A fragment of a datagram whose first fragment was dropped.
+    FragmentRefused = 37, "frag_refused";
+    /// More fragments wait for their first one than there is room for.
+    FragmentLimit = 38, "frag_limit";
+    /// The first fragment did not come in time.
+    FragmentTimeout = 39, "frag_timeout";
 }
 
 /// What a counter counts.
@@ -131,6 +171,18 @@ pub enum Field {
     Addresses,
     Mtu,
     Gateway,
+    Address,
+    Port,
+    /// A reference: to a set, a port of a Service, a link.
+    Set,
+    Service,
+    Link,
+    Index,
+    Count,
+    Slots,
+    Prefix,
+    Timeout,
+    Family,
 }
 
 /// What is wrong with it.
@@ -146,4 +198,8 @@ pub enum RejectReason {
     Missing,
     /// `Put`, `Remove` or `Commit` without `Begin`, or of another generation.
     OutOfOrder,
+    /// Another row refers to it; the number of such rows.
+    InUse(u32),
+    /// Parts of it were not sent; how many.
+    Incomplete(u32),
 }

@@ -2,21 +2,20 @@
 
 use crate::limits;
 use crate::policy::{PolicyKey, PolicyRow};
-use crate::types::{Identity, LinkId, Mac};
+use crate::service::{ServiceKey, ServiceRow};
+use crate::types::{Identity, LinkId, Mac, Prefix};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 /// One row of one table.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "no_std without allocation; one row exists at a time, on the stack"
-)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Row {
     Node(NodeRow),
     Link(LinkRow),
     Policy(PolicyRow),
+    Service(ServiceRow),
+    Route(RouteRow),
 }
 
 /// What names a row. Removal is explicit, by key.
@@ -25,6 +24,8 @@ pub enum Key {
     Node,
     Link(LinkId),
     Policy(PolicyKey),
+    Service(ServiceKey),
+    Route(Prefix),
 }
 
 impl Row {
@@ -34,6 +35,8 @@ impl Row {
             Self::Node(_) => Key::Node,
             Self::Link(link) => Key::Link(link.id),
             Self::Policy(policy) => Key::Policy(policy.key()),
+            Self::Service(service) => Key::Service(service.key()),
+            Self::Route(route) => Key::Route(route.prefix),
         }
     }
 }
@@ -63,7 +66,8 @@ impl Default for NodeRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkRow {
     pub id: LinkId,
-    /// The only source MAC accepted from it, and the destination MAC of frames to it.
+    /// The only source MAC accepted from it, and the destination MAC of frames to it. Of the uplink: the node's own MAC
+    /// there, to which frames come and from which they go.
     pub mac: Mac,
     /// The only source addresses accepted from it, and the destinations that lead to it.
     pub addresses: Vec<IpAddr, { limits::LINK_ADDRESSES }>,
@@ -74,4 +78,13 @@ pub struct LinkRow {
     /// Which incarnation of the pod this is: grows when an id is used again, so that state of the former pod is never
     /// taken for the new one's.
     pub incarnation: u32,
+}
+
+/// Where packets go that no link owns; of several that match the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRow {
+    pub prefix: Prefix,
+    pub link: LinkId,
+    /// The MAC of the next hop.
+    pub next_hop: Mac,
 }

@@ -1,6 +1,7 @@
 //! Newtypes that cannot hold nonsense: a value of one of these has been checked where it was made.
 
 use core::fmt;
+use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// A link of the trunk: the VLAN id that its frames carry there.
@@ -167,5 +168,107 @@ impl Protocol {
             132 => Some(Self::Sctp),
             _ => None,
         }
+    }
+}
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub const fn of(address: &IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Bytes of an address on the wire.
+    pub const fn address_length(self) -> usize {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
+        }
+    }
+}
+
+/// A range of addresses that begin with the same bits; the other bits are zero.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "(IpAddr, u8)", into = "(IpAddr, u8)")]
+pub struct Prefix {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Prefix {
+    /// The range, if `length` is not longer than the address and no bit behind it is set.
+    pub const fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let (bits, rest) = match address {
+            IpAddr::V4(v4) => (32, v4.to_bits() as u128),
+            IpAddr::V6(v6) => (128, v6.to_bits()),
+        };
+        if length > bits {
+            return None;
+        }
+        let behind = bits - length;
+        let mask = if behind == 128 {
+            u128::MAX
+        } else {
+            (1 << behind) - 1
+        };
+        if rest & mask == 0 {
+            Some(Self { address, length })
+        } else {
+            None
+        }
+    }
+
+    pub const fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// Bits that the addresses have in common.
+    pub const fn length(self) -> u8 {
+        self.length
+    }
+
+    /// Whether `address` lies in it.
+    pub const fn contains(self, address: IpAddr) -> bool {
+        let (one, other, bits) = match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() as u128, b.to_bits() as u128, 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
+            _ => return false,
+        };
+        let behind = bits - self.length as u32;
+        behind == 128 || (one ^ other) >> behind == 0
+    }
+}
+
+impl TryFrom<(IpAddr, u8)> for Prefix {
+    type Error = OutOfRange;
+    fn try_from((address, length): (IpAddr, u8)) -> Result<Self, OutOfRange> {
+        Self::new(address, length).ok_or(OutOfRange)
+    }
+}
+
+impl From<Prefix> for (IpAddr, u8) {
+    fn from(prefix: Prefix) -> Self {
+        (prefix.address, prefix.length)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
