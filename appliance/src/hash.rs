@@ -26,6 +26,16 @@ impl Hasher {
         }
     }
 
+    /// The key as it lies in a region that a successor reads.
+    pub(crate) const fn key(&self) -> [u64; 2] {
+        self.key
+    }
+
+    /// The hasher of a region's key.
+    pub(crate) const fn with_key(key: [u64; 2]) -> Self {
+        Self { key }
+    }
+
     /// The hash of `words`.
     ///
     /// # Cost
@@ -64,4 +74,26 @@ fn round(v: &mut [u64; 4]) {
     v[1] = v[1].rotate_left(17) ^ v[2];
     v[3] = v[3].rotate_left(21) ^ v[0];
     v[2] = v[2].rotate_left(32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::hash::Hasher as _;
+    use proptest::prelude::*;
+    use std::collections::hash_map::DefaultHasher;
+
+    proptest! {
+        #[test]
+        fn with_the_length_as_last_word_it_is_siphash_1_3(words: [u64; 4]) {
+            // The standard library's default hasher is SipHash-1-3 with a zero key.
+            let mut reference = DefaultHasher::new();
+            for word in words {
+                reference.write(&word.to_le_bytes());
+            }
+            let [a, b, c, d] = words;
+            let ours = Hasher::new([0; 16]).hash([a, b, c, d, 32 << 56]);
+            prop_assert_eq!(ours, reference.finish());
+        }
+    }
 }

@@ -12,7 +12,8 @@
 //! and what the far side promised about its checksums), [`verdict`] (how a packet ends, always exactly one way), [`address`],
 //! [`hash`], [`twin`] (a table in two copies), [`wire`] (headers as they lie on the wire).
 //!
-//! The stages, in order of travel: [`parse`], [`classify`], [`policy`] (which connections may begin), [`route`]; beside them [`reply`] (what the appliance says itself)
+//! The stages, in order of travel: [`parse`], [`classify`], [`policy`] (which connections may begin), [`route`]; [`conntrack`] (connections, found by their [`flow`]
+//! from both directions; its head says how it is used); beside them [`reply`] (what the appliance says itself)
 //! and [`limiter`] (how often). [`pipeline`] knows their order. [`tables`] is what they read, [`apply`] what changes it,
 //! [`session`] who asks for the change, [`stats`] what is counted.
 #![no_std]
@@ -25,6 +26,8 @@ pub mod address;
 pub mod apply;
 pub mod arena;
 pub mod classify;
+pub mod conntrack;
+pub mod flow;
 pub mod frame;
 pub mod hash;
 pub mod limiter;
@@ -45,6 +48,8 @@ pub mod wire;
 
 pub use address::{Address, Family};
 pub use arena::{Arena, OutOfMemory};
+pub use conntrack::Conntrack;
+pub use flow::{Direction, Flow, FlowHash};
 pub use frame::{Frame, Gso, GsoKind, Offload, Partial};
 pub use pipeline::Pipeline;
 pub use tables::Capacity;
