@@ -1,0 +1,110 @@
+//! Services and EndpointSlices, defaults filled in.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_contract::Protocol;
+
+use super::{Name, Prefix};
+
+/// A Service that has something to serve: not headless, not an ExternalName, not another proxy's. Those that have not
+/// are kept with no addresses and no ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: Name,
+    pub cluster_ips: Vec<IpAddr>,
+    pub external_ips: Vec<IpAddr>,
+    pub load_balancer: Vec<LoadBalancerAddress>,
+    /// Who may use the load balancer's addresses; empty: everybody.
+    pub source_ranges: Vec<Prefix>,
+    pub ports: Vec<ServicePort>,
+    pub affinity: Affinity,
+    pub external_policy: TrafficPolicy,
+    pub internal_policy: TrafficPolicy,
+    pub health_check_port: Option<u16>,
+    /// Pods with these labels are its endpoints, where nobody makes EndpointSlices. Empty: none.
+    pub selector: BTreeMap<String, String>,
+    pub publish_not_ready: bool,
+}
+
+/// An address that a load balancer sends here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadBalancerAddress {
+    pub address: IpAddr,
+    /// `ipMode: Proxy`: the load balancer wants to see the traffic itself, so it is not short-circuited.
+    pub proxied: bool,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Empty for the only port of a Service.
+    pub name: String,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub target: TargetPort,
+    pub node_port: Option<u16>,
+}
+
+/// Where the endpoints listen; only asked where nobody makes EndpointSlices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    Name(String),
+}
+
+/// Whether clients stay with their endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    None,
+    ClientIp(Duration),
+}
+
+/// Which endpoints may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrafficPolicy {
+    Cluster,
+    Local,
+}
+
+/// Some endpoints of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub name: Name,
+    /// Of the same namespace. `None`: nobody's.
+    pub service: Option<Arc<str>>,
+    pub family: AddressFamily,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What the addresses of a slice are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AddressFamily {
+    V4,
+    V6,
+}
+
+/// A port of all endpoints of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    pub name: String,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub node: Option<Arc<str>>,
+    pub zone: Option<Arc<str>>,
+    /// Clients in which zones and on which nodes should prefer it.
+    pub zone_hints: Vec<Arc<str>>,
+    pub node_hints: Vec<Arc<str>>,
+}

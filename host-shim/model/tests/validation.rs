@@ -1,0 +1,352 @@
+//! What is wrong with a manifest is said with its place, and nothing wrong gets into the store.
+
+use std::fs;
+use std::path::Path;
+
+use sluice_model::document::{self, Document};
+use sluice_model::object::{ClusterPeer, Kind, Object};
+use sluice_model::source::dir;
+use sluice_model::validate::{Admission, Origin, admit};
+
+fn one(text: &str) -> Admission {
+    let (documents, error) = document::read(text);
+    assert_eq!(error, None, "{text}");
+    let document = documents.into_iter().next().unwrap();
+    admit(&document, Origin::File(Path::new("a.yaml")))
+}
+
+fn policy(spec: &str) -> String {
+    let spec = spec.replace('\n', "\n  ");
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: x}}\nspec:\n  {spec}\n"
+    )
+}
+
+fn cluster_policy(spec: &str) -> String {
+    let spec = spec.replace('\n', "\n  ");
+    format!(
+        "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: p}}\nspec:\n  tier: Admin\n  priority: 1\n  subject: {{namespaces: {{}}}}\n  {spec}\n"
+    )
+}
+
+fn service(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {spec}\n")
+}
+
+/// The object is refused, and exactly this is said (line, field, words of the reason).
+#[track_caller]
+fn refused(text: &str, line: u32, field: &str, words: &str) {
+    let admission = one(text);
+    let said: Vec<String> = admission.findings.iter().map(ToString::to_string).collect();
+    assert_eq!(admission.object, None, "{said:?}");
+    let found = admission
+        .findings
+        .iter()
+        .any(|it| it.line == line && it.field == field && it.reason.contains(words));
+    assert!(found, "wanted {line}: {field}: {words}\n{said:#?}");
+}
+
+#[test]
+fn p14_a_bad_policy_is_refused_with_line_field_and_reason() {
+    let cases = [
+        (
+            "podSelector: {}\ningres: []",
+            6,
+            "spec.ingres",
+            "no such field",
+        ),
+        (
+            "podSelector: {matchLabels: {a: 'b c'}}",
+            5,
+            "spec.podSelector.matchLabels[a]",
+            "Letters",
+        ),
+        (
+            "podSelector: {matchLabels: {a: 1}}",
+            5,
+            "spec.podSelector.matchLabels.a",
+            "string",
+        ),
+        (
+            "podSelector:\n  matchExpressions:\n  - {key: a, operator: Within, values: [b]}",
+            7,
+            "spec.podSelector.matchExpressions[0].operator",
+            "Within",
+        ),
+        (
+            "podSelector:\n  matchExpressions:\n  - {key: a, operator: In}",
+            7,
+            "spec.podSelector.matchExpressions[0].values",
+            "at least one",
+        ),
+        (
+            "podSelector: {}\npolicyTypes: [Ingress, Outgress]",
+            6,
+            "spec.policyTypes[1]",
+            "Outgress",
+        ),
+        (
+            "podSelector: {}\ningress:\n- ports:\n  - port: 0",
+            8,
+            "spec.ingress[0].ports[0].port",
+            "no port",
+        ),
+        (
+            "podSelector: {}\ningress:\n- ports:\n  - port: 80\n    endPort: 79",
+            9,
+            "spec.ingress[0].ports[0].endPort",
+            "below",
+        ),
+        (
+            "podSelector: {}\ningress:\n- ports:\n  - port: web\n    endPort: 79",
+            9,
+            "spec.ingress[0].ports[0].endPort",
+            "named",
+        ),
+        (
+            "podSelector: {}\ningress:\n- ports:\n  - endPort: 79",
+            8,
+            "spec.ingress[0].ports[0].endPort",
+            "Needs a port",
+        ),
+        (
+            "podSelector: {}\ningress:\n- ports:\n  - protocol: ICMP",
+            8,
+            "spec.ingress[0].ports[0].protocol",
+            "ICMP",
+        ),
+        (
+            "podSelector: {}\negress:\n- to:\n  - ipBlock: {cidr: 10.0.0.0/33}",
+            8,
+            "spec.egress[0].to[0].ipBlock.cidr",
+            "no CIDR",
+        ),
+        (
+            "podSelector: {}\negress:\n- to:\n  - ipBlock:\n      cidr: 10.0.0.0/8\n      except: [11.0.0.0/9]",
+            10,
+            "spec.egress[0].to[0].ipBlock.except[0]",
+            "not a part",
+        ),
+        (
+            "podSelector: {}\negress:\n- to:\n  - ipBlock: {cidr: 10.0.0.0/8}\n    podSelector: {}",
+            8,
+            "spec.egress[0].to[0]",
+            "alone",
+        ),
+        (
+            "podSelector: {}\ningress:\n- from:\n  - {}",
+            8,
+            "spec.ingress[0].from[0]",
+            "Needs",
+        ),
+    ];
+    for (spec, line, field, words) in cases {
+        refused(&policy(spec), line, field, words);
+    }
+}
+
+#[test]
+fn p14_a_bad_cluster_policy_is_refused() {
+    let rule = |rest: &str| format!("ingress:\n- {rest}");
+    let cases = [
+        (rule("{action: Allow, from: [{namespaces: {}}]}"), "spec.ingress[0].action", "Allow"),
+        (rule("{action: Deny}"), "spec.ingress[0].from", "at least one"),
+        (rule("{action: Deny, to: [{namespaces: {}}]}"), "spec.ingress[0]", "from"),
+        (rule("{action: Deny, from: [{namespaces: {}, pods: {podSelector: {}}}]}"),
+            "spec.ingress[0].from[0]", "exactly one"),
+        (rule("{action: Deny, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {range: {start: 9, end: 9}}}}]}"),
+            "spec.ingress[0].protocols[0].tcp.destinationPort.range", "below"),
+        (rule(&format!("{{action: Deny, from: [{}]}}", ["{namespaces: {}}"; 26].join(","))),
+            "spec.ingress[0].from", "at most 25"),
+        ("egress:\n- {action: Deny, to: [{networks: [10.0.0.0/8]}], protocols: [{destinationNamedPort: web}]}".into(),
+            "spec.egress[0].to[0]", "named ports"),
+    ];
+    for (spec, field, words) in cases {
+        let line = 9;
+        let admission = one(&cluster_policy(&spec));
+        let hit = admission
+            .findings
+            .iter()
+            .find(|it| it.field == field && it.reason.contains(words));
+        assert!(
+            hit.is_some_and(|it| it.line == line),
+            "{spec}: {:#?}",
+            admission.findings
+        );
+        assert_eq!(admission.object, None);
+    }
+    refused(
+        &cluster_policy("priority: 1001").replace("priority: 1\n  ", ""),
+        7,
+        "spec.priority",
+        "1000",
+    );
+}
+
+#[test]
+fn n12_a_peer_of_a_later_api_makes_its_rule_fail_closed() {
+    let of = |action: &str, side: &str, peer: &str| {
+        let direction = if side == "from" { "ingress" } else { "egress" };
+        let text = cluster_policy(&format!(
+            "{direction}:\n- {{action: {action}, {side}: [{{namespaces: {{}}}}, {peer}]}}"
+        ));
+        let admission = one(&text);
+        let Some(Object::ClusterPolicy(it)) = admission.object else {
+            panic!("{:#?}", admission.findings)
+        };
+        assert!(!admission.findings.is_empty());
+        let rule = it.ingress.into_iter().chain(it.egress).next().unwrap();
+        (rule.action, rule.peers)
+    };
+    use sluice_contract::policy::Action::{Accept, Deny};
+    for (side, peer) in [
+        ("from", "{galaxies: {}}"),
+        ("to", "{galaxies: {}}"),
+        ("from", "{}"),
+        ("from", "{networks: [10.0.0.0/8]}"),
+    ] {
+        assert_eq!(of("Accept", side, peer), (Accept, vec![]));
+        assert_eq!(of("Deny", side, peer), (Deny, vec![ClusterPeer::Everybody]));
+        assert_eq!(of("Pass", side, peer), (Deny, vec![ClusterPeer::Everybody]));
+    }
+    let (action, peers) = of("Accept", "to", "{domainNames: ['*.example.com']}");
+    assert_eq!((action, peers.len()), (Accept, 1));
+}
+
+#[test]
+fn policy_types_default_to_ingress_and_to_egress_if_there_are_rules_for_it() {
+    let of = |spec: &str| match one(&policy(spec)).object {
+        Some(Object::NetworkPolicy(it)) => (it.ingress.is_some(), it.egress.is_some()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(of("podSelector: {}"), (true, false));
+    assert_eq!(of("podSelector: {}\negress: [{}]"), (true, true));
+    assert_eq!(of("podSelector: {}\npolicyTypes: [Egress]"), (false, true));
+    assert_eq!(of("policyTypes: [Ingress, Egress]"), (true, true));
+}
+
+#[test]
+fn s30_services_of_others_have_nothing_to_serve() {
+    let ports = |text: &str| match one(text).object {
+        Some(Object::Service(it)) => it.ports.len() + it.cluster_ips.len(),
+        other => panic!("{other:?}"),
+    };
+    let base = service("{clusterIP: 10.96.0.1, ports: [{port: 80}]}");
+    assert_eq!(ports(&base), 2);
+    assert_eq!(ports(&service("{clusterIP: None, ports: [{port: 80}]}")), 0);
+    assert_eq!(
+        ports(&service("{type: ExternalName, externalName: a.b}")),
+        0
+    );
+    for label in ["service-proxy-name", "headless"] {
+        let labelled = base.replace(
+            "name: s",
+            &format!("name: s, labels: {{service.kubernetes.io/{label}: x}}"),
+        );
+        assert_eq!(ports(&labelled), 0, "{label}");
+    }
+}
+
+#[test]
+fn a_bad_service_is_refused() {
+    refused(
+        &service("{ports: [{port: 70000}]}"),
+        4,
+        "spec.ports[0].port",
+        "70000",
+    );
+    refused(
+        &service("{ports: [{port: 80}, {port: 81}]}"),
+        4,
+        "spec.ports[1].name",
+        "Another",
+    );
+    refused(
+        &service("{clusterIP: ten}"),
+        4,
+        "spec.clusterIPs[0]",
+        "no IP",
+    );
+    refused(
+        &service("{sessionAffinity: Always}"),
+        4,
+        "spec.sessionAffinity",
+        "Always",
+    );
+    refused(
+        "kind: Pod\napiVersion: v1\nmetadata: {}\n",
+        3,
+        "metadata.name",
+        "Missing",
+    );
+    refused(
+        "kind: Pod\napiVersion: v2\nmetadata: {name: a}\n",
+        2,
+        "apiVersion",
+        "v1",
+    );
+    refused(
+        "kind: Pod\napiVersion: v1\nmetadata: {name: A}\n",
+        3,
+        "metadata.name",
+        "Lower case",
+    );
+}
+
+#[test]
+fn validate_reads_a_directory_and_counts_what_is_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    write(
+        "a.yaml",
+        &(policy("podSelector: {}")
+            + "---\n"
+            + &policy("podSelector: {}\ningres: []").replace("name: p", "name: q")),
+    );
+    write(
+        "b.json",
+        r#"{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a", "namespace": "x"}}"#,
+    );
+    write("c.yaml", &policy("podSelector: {}"));
+    write("d.yaml~", "]");
+    write(".e.yaml", "]");
+    write(
+        "f.yaml",
+        "kind: Deployment\napiVersion: apps/v1\nmetadata: {name: a}\n",
+    );
+    write("g.yaml", "a: [\n");
+    let report = dir::validate(directory.path()).unwrap();
+    let said: Vec<String> = report
+        .findings
+        .iter()
+        .map(|it| {
+            it.to_string()
+                .replace(&directory.path().display().to_string(), "D")
+        })
+        .collect();
+    assert_eq!(said.len(), 4, "{said:#?}");
+    assert_eq!(
+        said[0],
+        "D/a.yaml:12: error: NetworkPolicy x/q: spec.ingres: There is no such field"
+    );
+    assert_eq!(
+        said[1],
+        "D/c.yaml:1: error: NetworkPolicy x/p: Is in D/a.yaml already, which is used"
+    );
+    assert_eq!(
+        said[2],
+        "D/f.yaml:1: warning: Deployment: kind: Not used here"
+    );
+    assert!(said[3].starts_with("D/g.yaml:2: error: "), "{}", said[3]);
+    assert_eq!(report.store.count(Kind::NetworkPolicy), 1);
+    assert_eq!(report.store.count(Kind::Pod), 1);
+}
+
+#[test]
+fn what_the_api_server_sends_may_have_more_fields() {
+    let text = policy("podSelector: {}\nfuture: 1");
+    let (documents, _) = document::read(&text);
+    let value = Document::without_lines(documents[0].value.clone());
+    let admission = admit(&value, Origin::Api);
+    assert!(admission.object.is_some() && admission.findings.is_empty());
+}
