@@ -119,7 +119,7 @@ enum Phase {
 
 #[derive(Debug)]
 enum Change {
-    Put(Row),
+    Put(Box<Row>),
     Remove(Key),
 }
 
@@ -334,7 +334,7 @@ impl Session {
         }
         for change in changes.drain(..) {
             match change {
-                Change::Put(row) => self.in_force.insert(row.key(), row),
+                Change::Put(row) => self.in_force.insert(row.key(), *row),
                 Change::Remove(key) => self.in_force.remove(&key),
             };
         }
@@ -407,7 +407,7 @@ impl Session {
         self.send(&ToGuest::Begin { generation, fresh });
         for change in &changes {
             match change {
-                Change::Put(row) => self.send(&ToGuest::Put(row.clone())),
+                Change::Put(row) => self.send(&ToGuest::Put(Row::clone(row))),
                 Change::Remove(key) => self.send(&ToGuest::Remove(*key)),
             }
         }
@@ -480,6 +480,6 @@ fn difference(in_force: &BTreeMap<Key, Row>, desired: &Desired) -> Vec<Change> {
         .wanted()
         .filter(|(key, row)| in_force.get(key) != Some(*row));
     removals
-        .chain(changed.map(|(_, row)| Change::Put(row.clone())))
+        .chain(changed.map(|(_, row)| Change::Put(Box::new(row.clone()))))
         .collect()
 }

@@ -1,0 +1,409 @@
+//! What the operator asked of a node: one JSON or YAML file, read and checked once.
+//!
+//! Unknown fields are refused by name. What comes out needs no further check by anybody.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sluice_contract::limits;
+
+use crate::wiring::Mode;
+
+/// Where the appliance runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// KVM where `/dev/kvm` can be used, else TCG.
+    #[default]
+    Auto,
+    /// sluice-vmm on KVM.
+    Kvm,
+    /// QEMU without KVM: slow, works anywhere.
+    Tcg,
+    /// Started by somebody else, who connects to the sockets.
+    External,
+}
+
+/// What is left when the daemon ends in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStop {
+    /// Nothing: the VMM ends, all links and files go.
+    #[default]
+    TearDown,
+    /// Everything: the appliance keeps running and the next daemon takes over.
+    Leave,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For a person.
+    #[default]
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A pod, and how it is to be linked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodConfig {
+    /// `namespace/name`, or any other name that is its own.
+    pub name: String,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Its addresses, at most one prefix length each: /32 and /128 are understood.
+    pub addresses: Vec<IpAddr>,
+    /// Name of its interface.
+    #[serde(default = "eth0")]
+    pub interface: String,
+    /// How its interface reaches the node; the node's `wiring` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wiring: Option<Mode>,
+    /// Its MAC address, like `02:00:00:00:00:01`; derived from the link id unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Its MTU; the node's `mtu` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+fn eth0() -> String {
+    "eth0".into()
+}
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Sockets, state and logs.
+    #[serde(default = "run_dir")]
+    pub run_dir: PathBuf,
+    /// The appliance image.
+    pub image: PathBuf,
+    /// sluice-vmm; looked for beside sluice-node and in PATH unless given.
+    #[serde(default = "vmm")]
+    pub vmm: PathBuf,
+    /// QEMU, for `tcg`.
+    #[serde(default = "qemu")]
+    pub qemu: PathBuf,
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// The KVM device.
+    #[serde(default = "kvm")]
+    pub kvm: PathBuf,
+    /// Guest RAM.
+    #[serde(default = "memory_mib")]
+    pub memory_mib: u32,
+    /// How pods are wired unless they say otherwise.
+    #[serde(default)]
+    pub wiring: Mode,
+    /// The MTU of pods unless they say otherwise.
+    #[serde(default = "mtu")]
+    pub mtu: u16,
+    /// Longest time in microseconds that the trunk polls before it sleeps.
+    #[serde(default = "poll_us")]
+    pub poll_us: u32,
+    #[serde(default)]
+    pub on_stop: OnStop,
+    #[serde(default)]
+    pub log: LogFormat,
+    /// Pods that exist before the daemon does.
+    #[serde(default)]
+    pub pods: Vec<PodConfig>,
+}
+
+fn run_dir() -> PathBuf {
+    "/run/sluice".into()
+}
+
+fn vmm() -> PathBuf {
+    "sluice-vmm".into()
+}
+
+fn qemu() -> PathBuf {
+    "qemu-system-x86_64".into()
+}
+
+fn kvm() -> PathBuf {
+    "/dev/kvm".into()
+}
+
+fn memory_mib() -> u32 {
+    64
+}
+
+fn mtu() -> u16 {
+    1500
+}
+
+fn poll_us() -> u32 {
+    40
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("Cannot read the configuration {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("The configuration {path} is not understood: {reason}")]
+    Parse { path: PathBuf, reason: String },
+    #[error("pods[{pod}].{field}: {reason}")]
+    Pod {
+        pod: String,
+        field: &'static str,
+        reason: String,
+    },
+    #[error("{field}: {reason}")]
+    Field { field: &'static str, reason: String },
+}
+
+/// Smallest MTU that IPv6 allows (RFC 8200 §5).
+const MTU_MIN: u16 = 1280;
+/// Largest MTU of a tap.
+const MTU_MAX: u16 = 65_521;
+/// Longest interface name (IFNAMSIZ without the end).
+const NAME_MAX: usize = 15;
+
+impl Config {
+    /// Reads a file; `.yaml` and `.yml` are YAML, all others JSON.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not understood, or asks for the impossible.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        let is_yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        Self::parse(&text, is_yaml).map_err(|error| match error {
+            ConfigError::Parse { reason, .. } => ConfigError::Parse {
+                path: path.into(),
+                reason,
+            },
+            error => error,
+        })
+    }
+
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(text: &str, is_yaml: bool) -> Result<Self, ConfigError> {
+        let refused = |reason| ConfigError::Parse {
+            path: PathBuf::new(),
+            reason,
+        };
+        let config: Self = if is_yaml {
+            serde_yaml_ng::from_str(text).map_err(|e| refused(e.to_string()))?
+        } else {
+            serde_json::from_str(text).map_err(|e| refused(e.to_string()))?
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |field, reason: String| Err(ConfigError::Field { field, reason });
+        if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
+            return refuse(
+                "mtu",
+                format!("{} is not within {MTU_MIN}..={MTU_MAX}", self.mtu),
+            );
+        }
+        if !(16..=65_536).contains(&self.memory_mib) {
+            return refuse(
+                "memory_mib",
+                format!("{} is not within 16..=65536", self.memory_mib),
+            );
+        }
+        let mut names = BTreeSet::new();
+        let mut addresses = BTreeSet::new();
+        for pod in &self.pods {
+            let name = pod.name.clone();
+            let taken = |field, reason: String| {
+                Err(ConfigError::Pod {
+                    pod: name.clone(),
+                    field,
+                    reason,
+                })
+            };
+            pod.check()?;
+            if !names.insert(&pod.name) {
+                return taken("name", "another pod has it".into());
+            }
+            if let Some(address) = pod.addresses.iter().find(|a| !addresses.insert(**a)) {
+                return taken("addresses", format!("{address} is given twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest poll of the trunk.
+    pub fn polling(&self) -> Duration {
+        Duration::from_micros(self.poll_us.into())
+    }
+}
+
+impl PodConfig {
+    /// Checks what can be checked without looking at the system.
+    ///
+    /// # Errors
+    /// The field that cannot be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |field, reason: String| {
+            Err(ConfigError::Pod {
+                pod: self.name.clone(),
+                field,
+                reason,
+            })
+        };
+        if self.name.is_empty() || self.name.len() > 253 || self.name.contains(char::is_control) {
+            return refuse("name", "must have 1 to 253 printable characters".into());
+        }
+        let count = self.addresses.len();
+        if count == 0 || count > limits::LINK_ADDRESSES {
+            let most = limits::LINK_ADDRESSES;
+            return refuse(
+                "addresses",
+                format!("{count} addresses; a pod has 1 to {most}"),
+            );
+        }
+        let unusable = |a: &&IpAddr| a.is_loopback() || a.is_multicast() || a.is_unspecified();
+        if let Some(address) = self.addresses.iter().find(unusable) {
+            return refuse("addresses", format!("{address} cannot be a pod's"));
+        }
+        let interface = &self.interface;
+        let odd = |c: char| c == '/' || c == ':' || c.is_whitespace();
+        if interface.is_empty() || interface.len() > NAME_MAX || interface.contains(odd) {
+            return refuse("interface", format!("{interface:?} is no interface name"));
+        }
+        if self
+            .mtu
+            .is_some_and(|mtu| !(MTU_MIN..=MTU_MAX).contains(&mtu))
+        {
+            return refuse("mtu", format!("not within {MTU_MIN}..={MTU_MAX}"));
+        }
+        match self.mac.as_deref().map(parse_mac) {
+            Some(None) => refuse(
+                "mac",
+                "is no unicast MAC address like 02:00:00:00:00:01".into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A unicast MAC address from its usual text.
+pub fn parse_mac(text: &str) -> Option<sluice_contract::Mac> {
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part = parts.next().filter(|p| p.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    let mac = sluice_contract::Mac(bytes);
+    (parts.next().is_none() && !mac.is_group() && bytes != [0; 6]).then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str =
+        r#"{"name": "default/a", "netns": "/n", "addresses": ["10.0.0.1", "fd00::1"]}"#;
+
+    fn with_pods(pods: &str) -> Result<Config, ConfigError> {
+        Config::parse(&format!(r#"{{"image": "i", "pods": [{pods}]}}"#), false)
+    }
+
+    #[test]
+    fn the_shortest_configuration_has_sensible_defaults() {
+        let config = Config::parse(r#"{"image": "/i"}"#, false).unwrap();
+        assert_eq!(config.run_dir, Path::new("/run/sluice"));
+        assert_eq!(
+            (config.isolation, config.wiring),
+            (Isolation::Auto, Mode::Veth)
+        );
+        assert_eq!((config.mtu, config.memory_mib), (1500, 64));
+        assert_eq!(config.on_stop, OnStop::TearDown);
+    }
+
+    #[test]
+    fn yaml_and_json_say_the_same() {
+        let yaml =
+            "image: i\npods:\n- name: default/a\n  netns: /n\n  addresses: [10.0.0.1, 'fd00::1']\n";
+        assert_eq!(Config::parse(yaml, true).unwrap(), with_pods(POD).unwrap());
+    }
+
+    #[test]
+    fn unknown_fields_and_impossible_values_are_refused_by_name() {
+        let pod = |change: &str, to: &str| POD.replace(change, to);
+        let cases = [
+            (with_pods(&pod("\"netns\"", "\"netnss\"")), "netnss"),
+            (Config::parse(r#"{"image": "i", "mut": 1}"#, false), "mut"),
+            (
+                Config::parse(r#"{"image": "i", "isolation": "process"}"#, false),
+                "process",
+            ),
+            (
+                Config::parse(r#"{"image": "i", "mtu": 100}"#, false),
+                "mtu: 100",
+            ),
+            (
+                Config::parse(r#"{"image": "i", "memory_mib": 1}"#, false),
+                "memory_mib: 1",
+            ),
+            (
+                with_pods(&format!("{POD},{POD}")),
+                "pods[default/a].name: another",
+            ),
+            (
+                with_pods(&format!("{POD},{}", pod("/a", "/b"))),
+                "10.0.0.1 is given twice",
+            ),
+            (with_pods(&pod("10.0.0.1", "127.0.0.1")), "127.0.0.1 cannot"),
+            (
+                with_pods(&pod("\"10.0.0.1\", \"fd00::1\"", "")),
+                "0 addresses",
+            ),
+            (
+                with_pods(&pod("}", ", \"mac\": \"ff:00:00:00:00:01\"}")),
+                "mac",
+            ),
+            (
+                with_pods(&pod("}", ", \"interface\": \"a/b\"}")),
+                "interface",
+            ),
+            (with_pods(&pod("}", ", \"mtu\": 1000}")), "mtu"),
+        ];
+        for (outcome, part) in cases {
+            let text = outcome.unwrap_err().to_string();
+            assert!(text.contains(part), "{text:?} does not say {part:?}");
+        }
+    }
+
+    #[test]
+    fn mac_addresses_are_read_exactly() {
+        assert_eq!(
+            parse_mac("02:0a:00:00:00:ff"),
+            Some(sluice_contract::Mac([2, 10, 0, 0, 0, 255]))
+        );
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "2:0:0:0:0:1",
+            "01:00:00:00:00:00",
+        ] {
+            assert_eq!(parse_mac(bad), None, "{bad}");
+        }
+    }
+}

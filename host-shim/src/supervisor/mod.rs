@@ -1,0 +1,333 @@
+//! Keeps one VMM running: adopts the one that an earlier daemon left, or starts one, and starts another when it ends.
+//!
+//! The first restart comes at once, because pods are waiting; a VMM that keeps dying young is restarted ever later, up to
+//! five seconds. The VMM is never tied to the daemon's life: only [`Supervisor::stop`] with `end` ends it.
+
+pub mod command;
+pub mod process;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::Serialize;
+use std::os::fd::AsFd;
+
+use self::command::{Choice, Kind, Sockets};
+use self::process::{Ending, Process, Record};
+use crate::config::Config;
+use crate::files;
+use crate::trunk::vhost::TrunkState;
+
+/// Within this time an old VMM has connected again: its longest pause between attempts is 200 ms under KVM, and QEMU's one
+/// second (`reconnect=1`).
+const ADOPTION: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(1500)];
+/// A VMM that lived this long did not die of its start.
+const GROWN_UP: Duration = Duration::from_secs(10);
+/// The second and the longest pause before a restart.
+const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// How long a VMM may take to end in order.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// The VMM, for people.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct MachineStatus {
+    /// `kvm`, `tcg` or `external`.
+    pub isolation: &'static str,
+    /// Why that one.
+    pub why: String,
+    pub pid: Option<i32>,
+    /// It was started by an earlier life of the daemon.
+    pub adopted: bool,
+    /// Milliseconds since it was started.
+    pub uptime_ms: Option<u64>,
+    /// Restarts in this life of the daemon.
+    pub restarts: u64,
+    /// How the last one ended.
+    pub last_ending: Option<Ending>,
+    /// Why none could be started.
+    pub problem: Option<String>,
+    /// Where its output is.
+    pub log: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    status: MachineStatus,
+    started: Option<(Instant, SystemTime)>,
+    stop: Option<Stop>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    end: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    wake: EventFd,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread that keeps the VMM running.
+#[derive(Debug)]
+pub struct Supervisor {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Supervisor {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or descriptor.
+    pub fn start(config: &Config, trunk: TrunkState) -> io::Result<Self> {
+        let Choice { kind, why } = command::choose(config);
+        let log = config.run_dir.join("vmm.log");
+        let isolation = match kind {
+            Some(Kind::Kvm) => "kvm",
+            Some(Kind::Tcg) => "tcg",
+            None => "external",
+        };
+        tracing::info!(isolation, %why, "isolation chosen");
+        let status = MachineStatus {
+            isolation,
+            why,
+            log: log.clone(),
+            ..Default::default()
+        };
+        let state = State {
+            status,
+            ..State::default()
+        };
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = EventFd::from_value_and_flags(0, flags)?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            wake,
+        });
+        let Some(kind) = kind else {
+            return Ok(Self {
+                shared,
+                thread: Mutex::new(None),
+            });
+        };
+        let command = command::command_line(kind, config, &Sockets::in_dir(&config.run_dir));
+        let record = config.run_dir.join("vmm.json");
+        let patience = ADOPTION[usize::from(kind == Kind::Tcg)];
+        let keeper = Keeper {
+            shared: shared.clone(),
+            trunk,
+            command,
+            log,
+            record,
+            patience,
+        };
+        let run = move || keeper.run();
+        let thread = std::thread::Builder::new()
+            .name("supervisor".into())
+            .spawn(run)?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// The VMM now.
+    pub fn status(&self) -> MachineStatus {
+        let state = self.shared.lock();
+        let mut status = state.status.clone();
+        let age = state
+            .started
+            .map(|(_, at)| at.elapsed().unwrap_or_default());
+        status.uptime_ms = age.map(|age| age.as_millis() as u64);
+        status
+    }
+
+    /// When the running VMM was started, if this daemon did it.
+    pub fn started_at(&self) -> Option<Instant> {
+        let state = self.shared.lock();
+        state
+            .started
+            .filter(|_| !state.status.adopted)
+            .map(|(at, _)| at)
+    }
+
+    /// Ends the thread, and with `end` the VMM as well.
+    pub fn stop(&self, end: bool) {
+        self.shared.lock().stop = Some(Stop { end });
+        // Only fails when the counter is full, and then the thread is awake.
+        let _ = self.shared.wake.write(1);
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if thread.is_some_and(|t| t.join().is_err()) {
+            tracing::error!("the supervisor's thread had died");
+        }
+    }
+}
+
+struct Keeper {
+    shared: Arc<Shared>,
+    trunk: TrunkState,
+    command: Vec<std::ffi::OsString>,
+    log: PathBuf,
+    record: PathBuf,
+    patience: Duration,
+}
+
+impl Keeper {
+    fn run(self) {
+        let mut process = self.adopt();
+        let mut pause = Duration::ZERO;
+        loop {
+            let running = match process.take() {
+                Some(running) => running,
+                None => match self.start() {
+                    Some(running) => running,
+                    None => {
+                        pause = (pause * 2).clamp(PAUSE[0], PAUSE[1]);
+                        if self.rest(pause) {
+                            return;
+                        }
+                        continue;
+                    }
+                },
+            };
+            self.announce(&running);
+            let born = Instant::now();
+            if !self.watch(&running) {
+                return self.let_go(running);
+            }
+            self.mourn(running);
+            pause = if born.elapsed() >= GROWN_UP {
+                Duration::ZERO
+            } else {
+                pause
+            };
+            if self.rest(pause) {
+                return;
+            }
+            pause = (pause * 2).clamp(PAUSE[0], PAUSE[1]);
+        }
+    }
+
+    /// The VMM of an earlier life, if it is what would be started now and it finds the trunk again.
+    fn adopt(&self) -> Option<Process> {
+        let text = fs::read(&self.record).ok()?;
+        let record: Record = serde_json::from_slice(&text).ok()?;
+        let wanted = record.command == self.command;
+        let found = Process::find(record)?;
+        let pid = found.record.pid;
+        let deadline = Instant::now() + self.patience;
+        while wanted && Instant::now() < deadline {
+            if self.trunk.peer().is_some_and(|peer| peer.pid == Some(pid)) {
+                tracing::info!(pid, "VMM adopted");
+                return Some(found);
+            }
+            if self.rest(Duration::from_millis(5)) {
+                return Some(found);
+            }
+        }
+        tracing::warn!(pid, wanted, "an earlier VMM is of no use: ending it");
+        found.end(ENDING);
+        None
+    }
+
+    fn start(&self) -> Option<Process> {
+        match Process::start(self.command.clone(), &self.log) {
+            Ok(started) => {
+                tracing::info!(pid = started.record.pid, "VMM started");
+                if let Err(error) = files::write_json(&self.record, &started.record) {
+                    tracing::warn!(%error, "VMM not written down: a later daemon will not know it");
+                }
+                Some(started)
+            }
+            Err(error) => {
+                tracing::error!(%error, "VMM cannot be started");
+                self.shared.lock().status.problem = Some(format!("Cannot start the VMM: {error}"));
+                None
+            }
+        }
+    }
+
+    fn announce(&self, process: &Process) {
+        let mut state = self.shared.lock();
+        state.status.pid = Some(process.record.pid);
+        state.status.adopted = process.is_adopted();
+        state.status.problem = None;
+        state.started = Some((Instant::now(), process.record.started));
+    }
+
+    /// Waits for the process's end; false when the daemon is to stop first.
+    fn watch(&self, process: &Process) -> bool {
+        loop {
+            if self.shared.lock().stop.is_some() {
+                return false;
+            }
+            let mut fds = [
+                PollFd::new(process.ended(), PollFlags::POLLIN),
+                PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
+            ];
+            let ready = poll(&mut fds, PollTimeout::NONE);
+            if ready.is_ok() && fds[0].any() == Some(true) {
+                return true;
+            }
+        }
+    }
+
+    fn mourn(&self, process: Process) {
+        let pid = process.record.pid;
+        let ending = process.collect(&self.log);
+        tracing::error!(pid, status = %ending.status, line = %ending.line, "VMM ended");
+        let mut state = self.shared.lock();
+        state.status.pid = None;
+        state.status.restarts += 1;
+        state.status.last_ending = Some(ending);
+        state.started = None;
+    }
+
+    fn let_go(&self, process: Process) {
+        let end = self.shared.lock().stop.is_some_and(|stop| stop.end);
+        if end {
+            process.end(ENDING);
+            files::remove(&self.record);
+        }
+    }
+
+    /// Waits; true when the daemon is to stop.
+    fn rest(&self, pause: Duration) -> bool {
+        let deadline = Instant::now() + pause;
+        loop {
+            if self.shared.lock().stop.is_some() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
+            // An error ends the wait early, which does no harm.
+            let _ = poll(&mut fds, timeout);
+        }
+    }
+}
+
+/// Where the record of the VMM is.
+pub fn record_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("vmm.json")
+}
