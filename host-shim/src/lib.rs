@@ -1,9 +1,11 @@
 //! The host side of a Sluice node: plumbing between pods and the appliance, and nothing that looks into a packet.
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod config;
 pub mod control;
 mod files;
+pub mod node;
 pub mod supervisor;
 pub mod trunk;
 pub mod wiring;

@@ -89,25 +89,32 @@ struct Shared {
 pub struct Control(Arc<Shared>);
 
 impl Control {
-    /// Starts the thread on a listening socket.
+    /// Without a thread yet: rows can be put, so that no guest ever sees a part of them.
     ///
     /// # Errors
-    /// When the kernel gives no thread or descriptor.
-    pub fn start(listener: UnixListener) -> io::Result<Self> {
+    /// When the kernel gives no descriptor.
+    pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)?;
         let (state, changed) = (Mutex::default(), Condvar::new());
-        let control = Self(Arc::new(Shared {
+        Ok(Self(Arc::new(Shared {
             state,
             changed,
             wake,
-        }));
+        })))
+    }
+
+    /// Starts the thread on a listening socket.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread.
+    pub fn serve(&self, listener: UnixListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
-        let server = server::Server::new(listener, control.0.clone());
+        let server = server::Server::new(listener, self.0.clone());
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || server.run())?;
-        Ok(control)
+        Ok(())
     }
 
     /// Puts rows; the number is for [`wait`](Self::wait).

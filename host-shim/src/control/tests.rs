@@ -460,7 +460,10 @@ fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
 
     let name = format!("sluice-control-test-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
-    let control = super::Control::start(UnixListener::bind_addr(&address).unwrap()).unwrap();
+    let control = super::Control::new().unwrap();
+    control
+        .serve(UnixListener::bind_addr(&address).unwrap())
+        .unwrap();
     let serve = std::thread::spawn(move || {
         let mut stream = UnixStream::connect_addr(&address).unwrap();
         let mut guest = Guest {

@@ -8,7 +8,7 @@ pub mod process;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -325,9 +325,4 @@ impl Keeper {
             let _ = poll(&mut fds, timeout);
         }
     }
-}
-
-/// Where the record of the VMM is.
-pub fn record_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("vmm.json")
 }

@@ -7,7 +7,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::drops::{Counter, Drops};
 use super::links::{LinkCounters, Links};
@@ -62,9 +63,26 @@ pub struct TrunkCounters {
     pub starved: Counter,
     /// Rings stopped because the guest broke them.
     pub broken: Counter,
+    /// When the present guest's first frame reached a tap.
+    first_sent: Mutex<Option<Instant>>,
 }
 
 impl TrunkCounters {
+    /// When the present guest's first frame reached a tap.
+    pub fn first_sent(&self) -> Option<Instant> {
+        *self
+            .first_sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_first_sent(&self, at: Option<Instant>) {
+        *self
+            .first_sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
     pub(super) fn call(&self, call: Option<&File>) {
         let Some(mut call) = call else { return };
         self.calls.add(1);
@@ -190,7 +208,10 @@ impl Engine {
         ring.refuse_kicks();
         match queue {
             RECEIVE => self.receiver = Some(Receiver::new(ring, call)),
-            TRANSMIT => self.sender = Some(Sender::new(ring, call)),
+            TRANSMIT => {
+                self.counters.set_first_sent(None);
+                self.sender = Some(Sender::new(ring, call));
+            }
             _ => {}
         }
     }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::time::Instant;
 
 use super::chain::{self, Access};
 use super::drops::HostDrop;
@@ -20,12 +21,19 @@ pub(super) struct Sender {
     pub(super) ring: Ring,
     pub(super) call: Option<File>,
     pieces: Scatter,
+    /// A frame has reached a tap.
+    has_sent: bool,
 }
 
 impl Sender {
     pub(super) fn new(ring: Ring, call: Option<File>) -> Self {
         let pieces = Scatter::new(ring.memory().clone(), chain::MAX_PIECES);
-        Self { ring, call, pieces }
+        Self {
+            ring,
+            call,
+            pieces,
+            has_sent: false,
+        }
     }
 
     /// Moves up to `limit` frames and gives all their buffers back at once. Returns how many chains were seen.
@@ -38,8 +46,13 @@ impl Sender {
         let chains = self.ring.pending()?.min(limit);
         for _ in 0..chains {
             let head = self.ring.take();
-            if let Err(reason) = self.frame(head, links) {
-                counters.drops.count(reason);
+            match self.frame(head, links) {
+                Err(reason) => counters.drops.count(reason),
+                Ok(()) if !self.has_sent => {
+                    self.has_sent = true;
+                    counters.set_first_sent(Some(Instant::now()));
+                }
+                Ok(()) => {}
             }
             self.ring.put_used(head, 0);
         }

@@ -42,19 +42,9 @@ impl TrunkState {
     }
 }
 
-/// Serves the VMMs that connect to `listener`, one after the other, on the calling thread, for as long as
-/// `keep_going` says so after each connection.
-pub fn serve(
-    listener: &UnixListener,
-    offered: Features,
-    mailbox: &Mailbox,
-    state: &TrunkState,
-    keep_going: &dyn Fn() -> bool,
-) {
+/// Serves the VMMs that connect to `listener`, one after the other, on the calling thread, for good.
+pub fn serve(listener: &UnixListener, offered: Features, mailbox: &Mailbox, state: &TrunkState) {
     for connection in listener.incoming() {
-        if !keep_going() {
-            return;
-        }
         match connection {
             Ok(stream) => converse(stream, offered, mailbox, state),
             Err(error) => {

@@ -1,0 +1,95 @@
+//! `sluice-node`: the daemon. Flags, signals, and nothing else.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use sluice_host::api;
+use sluice_host::config::{Config, LogFormat};
+use sluice_host::node::Node;
+use tracing_subscriber::EnvFilter;
+
+/// Runs one node of Sluice: the plumbing between this machine's pods and its appliance.
+///
+/// It owns the pods' taps, serves the appliance's network rings, starts the VMM and starts it again when it dies, and tells the
+/// appliance what to do. Ask it with `sluice status`.
+#[derive(Debug, Parser)]
+#[command(name = "sluice-node", version, after_help = AFTER_HELP)]
+struct Flags {
+    /// The configuration: JSON, or YAML by its name
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Check the configuration, print it with all defaults, and end
+    #[arg(long)]
+    check: bool,
+}
+
+const AFTER_HELP: &str = "\
+SIGTERM and SIGINT end it in order: with on_stop \"tear_down\" (the default) the VMM, all links and all files
+go, with \"leave\" they stay for the next daemon. After a kill -9 everything stays.
+
+RUST_LOG sets what is logged, like RUST_LOG=sluice_host=debug.
+
+Example (examples/two-pods/node.json):
+  {\"image\": \"sluice-appliance\",
+   \"pods\": [{\"name\": \"default/a\", \"netns\": \"/run/netns/a\", \"addresses\": [\"10.77.0.2\", \"fd77::2\"]}]}
+
+Exit status: 0 ended in order, 1 could not start, 2 wrong flags or configuration.";
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let config = match Config::read(&flags.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("sluice-node: {:#}", anyhow::Error::from(error));
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = if flags.check {
+        print(&config)
+    } else {
+        run(config)
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sluice-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(config: &Config) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(config)?);
+    Ok(())
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match config.log {
+        LogFormat::Human => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    // Before any thread is started: a signal is then only ever taken by the wait below.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    signals.thread_block().context("Cannot block signals")?;
+
+    let socket = config.run_dir.join("node.sock");
+    let node = Arc::new(Node::start(config)?);
+    let listener = sluice_host::node::listen(&socket)?;
+    api::serve(listener, &node).context("Cannot serve the API")?;
+    tracing::info!(socket = %socket.display(), "node is up");
+    let signal = signals.wait();
+    tracing::info!(?signal, "node is to stop");
+    // First: nobody adds a link while all go.
+    std::fs::remove_file(&socket).context("Cannot remove the API's socket")?;
+    node.stop();
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! `sluice`: what a person asks a node.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+use sluice_host::api::{self, ClientError, Request};
+use sluice_host::config::PodConfig;
+use sluice_host::node::report::{DropReport, LinkReport};
+use sluice_host::wiring::Mode;
+
+/// Shows and changes what a Sluice node on this machine does.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, after_help = AFTER_HELP)]
+struct Flags {
+    /// The run directory of the node
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/sluice")]
+    run_dir: PathBuf,
+
+    /// How to print
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    output: Output,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit status: 0 done (of status: healthy), 1 refused (of status: something is wrong), 3 no node answers.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For a person
+    Text,
+    /// As the node answers
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Is everything well, and what runs where?
+    Status,
+    /// The pods' links
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// Where and why packets ended
+    Drops,
+}
+
+#[derive(Debug, Subcommand)]
+enum LinkCommand {
+    /// List the links and what they carried
+    List,
+    /// Link a pod; returns when the appliance has it in force
+    Add(PodFlags),
+    /// Remove a pod's link
+    Del {
+        /// The pod
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+struct PodFlags {
+    /// The pod, like default/web
+    name: String,
+    /// Its network namespace, like /run/netns/web
+    #[arg(long, value_name = "PATH")]
+    netns: PathBuf,
+    /// An address of the pod; repeated
+    #[arg(long = "address", value_name = "IP", required = true)]
+    addresses: Vec<IpAddr>,
+    /// Name of its interface
+    #[arg(long, value_name = "NAME", default_value = "eth0")]
+    interface: String,
+    /// How it is wired: veth or tap
+    #[arg(long, value_name = "MODE", value_parser = wiring)]
+    wiring: Option<Mode>,
+    /// Its MAC address
+    #[arg(long, value_name = "MAC")]
+    mac: Option<String>,
+    /// Its MTU
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u16>,
+}
+
+fn wiring(text: &str) -> Result<Mode, String> {
+    match text {
+        "veth" => Ok(Mode::Veth),
+        "tap" => Ok(Mode::Tap),
+        _ => Err("it is veth or tap".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let socket = flags.run_dir.join("node.sock");
+    match run(&socket, flags.output, flags.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sluice: {:#}", anyhow::Error::from(error));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(socket: &Path, output: Output, command: Command) -> io::Result<ExitCode> {
+    let request = match command {
+        Command::Status => Request::Status,
+        Command::Drops => Request::Drops,
+        Command::Link(LinkCommand::List) => Request::Links,
+        Command::Link(LinkCommand::Del { name }) => Request::LinkDel { name },
+        Command::Link(LinkCommand::Add(pod)) => Request::LinkAdd { pod: pod.into() },
+    };
+    let answer: Value = match api::ask(socket, &request) {
+        Ok(answer) => answer,
+        Err(error) => {
+            let code = if matches!(error, ClientError::Connect { .. }) {
+                3
+            } else {
+                1
+            };
+            eprintln!("sluice: {:#}", anyhow::Error::from(error));
+            return Ok(ExitCode::from(code));
+        }
+    };
+    let healthy = answer
+        .get("healthy")
+        .and_then(Value::as_bool)
+        .unwrap_or(true);
+    let text = match output {
+        Output::Json => format!("{answer:#}\n"),
+        Output::Text => render(&request, answer)?,
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(if healthy {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+impl From<PodFlags> for PodConfig {
+    fn from(flags: PodFlags) -> Self {
+        let PodFlags {
+            name,
+            netns,
+            addresses,
+            interface,
+            wiring,
+            mac,
+            mtu,
+        } = flags;
+        Self {
+            name,
+            netns,
+            addresses,
+            interface,
+            wiring,
+            mac,
+            mtu,
+        }
+    }
+}
+
+fn render(request: &Request, answer: Value) -> io::Result<String> {
+    Ok(match request {
+        Request::Status => status(&answer)?,
+        Request::Links => links(&serde_json::from_value::<Vec<LinkReport>>(answer)?),
+        Request::Drops => drops(&serde_json::from_value::<Vec<DropReport>>(answer)?),
+        Request::LinkAdd { .. } | Request::LinkDel { .. } => {
+            links(&[serde_json::from_value::<LinkReport>(answer)?])
+        }
+    })
+}
+
+/// A value of the answer by its path, as text.
+fn text(answer: &Value, pointer: &str) -> String {
+    match answer.pointer(pointer) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Number(n)) if n.is_f64() => format!("{:.1}", n.as_f64().unwrap_or_default()),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn status(answer: &Value) -> io::Result<String> {
+    let at = |pointer: &str| text(answer, pointer);
+    let healthy = answer.pointer("/healthy") == Some(&Value::Bool(true));
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| out.push_str(&format!("{name:<12}{value}\n"));
+    line(
+        "health",
+        if healthy {
+            "well".into()
+        } else {
+            "something is wrong".into()
+        },
+    );
+    for problem in answer
+        .pointer("/problems")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        line("", format!("! {}", problem.as_str().unwrap_or_default()));
+    }
+    line(
+        "isolation",
+        format!("{} ({})", at("/machine/isolation"), at("/machine/why")),
+    );
+    let adopted = if at("/machine/adopted") == "true" {
+        ", adopted"
+    } else {
+        ""
+    };
+    line(
+        "vmm",
+        format!(
+            "pid {}{adopted}, up {} ms, {} restarts, log {}",
+            at("/machine/pid"),
+            at("/machine/uptime_ms"),
+            at("/machine/restarts"),
+            at("/machine/log"),
+        ),
+    );
+    if answer
+        .pointer("/machine/last_ending")
+        .is_some_and(|e| !e.is_null())
+    {
+        let (status, said) = (
+            at("/machine/last_ending/status"),
+            at("/machine/last_ending/line"),
+        );
+        line("last end", format!("{status}: {said}"));
+    }
+    line(
+        "appliance",
+        format!(
+            "contract {} (node {}), image {}, {} MiB, generation {}, {} resyncs",
+            at("/control/guest_version"),
+            at("/contract_version"),
+            at("/control/image"),
+            at("/control/ram_mib"),
+            at("/control/generation"),
+            at("/control/resyncs"),
+        ),
+    );
+    line(
+        "started",
+        format!(
+            "configured after {} ms, first frame forwarded after {} ms",
+            at("/start/to_configured_ms"),
+            at("/start/to_first_forwarded_ms"),
+        ),
+    );
+    line(
+        "trunk",
+        format!(
+            "serving {}, features {}, {} calls, {} sleeps, {} starved",
+            at("/trunk/serving"),
+            at("/trunk/features"),
+            at("/trunk/calls"),
+            at("/trunk/sleeps"),
+            at("/trunk/starved"),
+        ),
+    );
+    line(
+        "packets",
+        format!(
+            "received {}, forwarded {}, replied {}, gso {}",
+            at("/guest/received"),
+            at("/guest/forwarded"),
+            at("/guest/replied"),
+            at("/guest/gso_forwarded"),
+        ),
+    );
+    let reports = answer.pointer("/links").cloned().unwrap_or_default();
+    out.push('\n');
+    out.push_str(&links(&serde_json::from_value::<Vec<LinkReport>>(reports)?));
+    Ok(out)
+}
+
+fn links(links: &[LinkReport]) -> String {
+    let head = [
+        "ID",
+        "POD",
+        "WIRING",
+        "ADDRESSES",
+        "MTU",
+        "FROM POD",
+        "TO POD",
+        "GSO",
+        "DROPS",
+    ];
+    let row = |l: &LinkReport| {
+        let addresses: Vec<_> = l.addresses.iter().map(IpAddr::to_string).collect();
+        [
+            l.id.to_string(),
+            l.pod.clone(),
+            format!("{:?}", l.wiring).to_lowercase(),
+            addresses.join(","),
+            l.mtu.to_string(),
+            l.from_pod.frames.to_string(),
+            l.to_pod.frames.to_string(),
+            (l.from_pod.gso + l.to_pod.gso).to_string(),
+            l.drops.values().sum::<u64>().to_string(),
+        ]
+    };
+    table(head, &links.iter().map(row).collect::<Vec<_>>())
+}
+
+fn drops(drops: &[DropReport]) -> String {
+    let head = ["COUNT", "PLACE", "POD", "REASON", "MEANING"];
+    let row = |d: &DropReport| {
+        let pod = d.pod.clone().unwrap_or_else(|| "-".into());
+        [
+            d.count.to_string(),
+            d.place.clone(),
+            pod,
+            d.reason.clone(),
+            d.meaning.clone(),
+        ]
+    };
+    table(head, &drops.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Columns as wide as their widest cell.
+fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(String::len);
+        cells
+            .chain(head.get(column).map(|h| h.len()))
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..N).map(width).collect();
+    let line = |cells: &[&str]| {
+        let padded = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        let line = padded.collect::<Vec<_>>().join("  ");
+        format!("{}\n", line.trim_end())
+    };
+    let body = rows
+        .iter()
+        .map(|row| line(&row.each_ref().map(String::as_str)));
+    std::iter::once(line(&head)).chain(body).collect()
+}

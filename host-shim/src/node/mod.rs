@@ -1,0 +1,349 @@
+//! The node: trunk, control channel, supervisor and links put together, started and stopped as a whole.
+//!
+//! Order matters at the start. The sockets listen first, so that a VMM of an earlier life finds its way back; the rows are
+//! complete before the control channel speaks, so that no running guest is ever told of fewer pods than there are.
+
+pub mod links;
+pub mod report;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use sluice_contract::row::NodeRow;
+use sluice_contract::{Key, Row};
+
+use self::links::{Link, LinkError, LinkTable, SavedLink};
+use crate::config::{Config, ConfigError, OnStop, PodConfig};
+use crate::control::{Control, NotInForce};
+use crate::files;
+use crate::supervisor::Supervisor;
+use crate::supervisor::command::Sockets;
+use crate::trunk::driver::{Command, Driver, DriverCounters, Polling};
+use crate::trunk::engine::{Engine, TrunkCounters};
+use crate::trunk::features::{Features, Offloads};
+use crate::trunk::vhost::{self, TrunkState};
+use crate::wiring::{WiringError, tap};
+
+/// How long a new link may take to be in force before it is taken back.
+const IN_FORCE: Duration = Duration::from_secs(10);
+/// How long a removed link may take to be out of force before its tap goes anyway.
+const OUT_OF_FORCE: Duration = Duration::from_secs(2);
+
+/// What a node cannot do.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("Cannot {step}")]
+    Start { step: String, source: io::Error },
+    #[error("Another sluice-node uses {0}")]
+    Taken(PathBuf),
+    #[error("Pod {name}")]
+    Pod {
+        name: String,
+        source: Box<NodeError>,
+    },
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    NotInForce(#[from] NotInForce),
+    #[error("The trunk takes no link")]
+    Trunk(#[source] io::Error),
+}
+
+fn cannot<S: Into<String>>(step: S) -> impl FnOnce(io::Error) -> NodeError {
+    let step = step.into();
+    move |source| NodeError::Start { step, source }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    config: Config,
+    driver: Driver,
+    driver_counters: Arc<DriverCounters>,
+    trunk: TrunkState,
+    trunk_counters: Arc<TrunkCounters>,
+    control: Control,
+    supervisor: Supervisor,
+    links: Mutex<LinkTable>,
+    offloads: Offloads,
+    started: Instant,
+    /// Held for as long as the daemon lives: one per run directory.
+    _lock: Flock<File>,
+}
+
+impl Node {
+    /// Brings a node up: everything of an earlier life that is still whole, and the configured pods.
+    ///
+    /// # Errors
+    /// The step that failed; what this life made is removed then, unless the configuration says to leave it.
+    pub fn start(config: Config) -> Result<Self, NodeError> {
+        let lock = claim(&config.run_dir)?;
+        let sockets = Sockets::in_dir(&config.run_dir);
+        let (table, saved) = LinkTable::load(&config.run_dir)?;
+        let offloads = tap::probe().map_err(cannot("make a tap"))?;
+        let trunk_counters = Arc::new(TrunkCounters::default());
+        let engine = Engine::new(trunk_counters.clone()).map_err(cannot("watch taps"))?;
+        let driver_counters = Arc::new(DriverCounters::default());
+        let polling = Polling {
+            longest: config.polling(),
+        };
+        let driver = Driver::start(engine, polling, driver_counters.clone());
+        let driver = driver.map_err(cannot("start the trunk"))?;
+        let trunk = TrunkState::default();
+        serve_trunk(&sockets.trunk, offloads, &driver, &trunk)?;
+        let channel = listen(&sockets.control)?;
+        let control = Control::new().map_err(cannot("start the control channel"))?;
+        let supervisor = Supervisor::start(&config, trunk.clone());
+        let supervisor = supervisor.map_err(cannot("start the supervisor"))?;
+        let node = Self {
+            config,
+            driver,
+            driver_counters,
+            trunk,
+            trunk_counters,
+            control,
+            supervisor,
+            links: Mutex::new(table),
+            offloads,
+            started: Instant::now(),
+            _lock: lock,
+        };
+        let linked = node.restore(saved).and_then(|()| node.link_configured());
+        let served = linked.and_then(|()| {
+            node.control
+                .serve(channel)
+                .map_err(cannot("serve the control channel"))
+        });
+        if let Err(error) = served {
+            node.stop();
+            return Err(error);
+        }
+        Ok(node)
+    }
+
+    /// What was asked of it.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Ends the node, leaving behind what the configuration says.
+    pub fn stop(&self) {
+        let tear_down = self.config.on_stop == OnStop::TearDown;
+        self.control.stop();
+        self.supervisor.stop(tear_down);
+        if tear_down {
+            let links: Vec<_> = self.links().all().cloned().collect();
+            for link in links {
+                if let Err(error) = self.dismantle(&link) {
+                    tracing::error!(pod = %link.saved.pod.name, %error, "link not removed");
+                }
+            }
+            self.links().remove_file();
+        }
+        self.driver.stop();
+        let sockets = Sockets::in_dir(&self.config.run_dir);
+        for path in [&sockets.trunk, &sockets.control] {
+            files::remove(path);
+        }
+        tracing::info!(tear_down, "node stopped");
+    }
+
+    fn links(&self) -> MutexGuard<'_, LinkTable> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over the links of an earlier life: attaches to what is whole, removes the rest.
+    fn restore(&self, saved: Vec<SavedLink>) -> Result<(), NodeError> {
+        for saved in saved {
+            let configured = self.config.pods.contains(&saved.pod);
+            let wanted = configured || !saved.from_config;
+            let link = self.links().keep(saved)?;
+            let spec = link.saved.spec();
+            let attached = if wanted {
+                spec.attach()
+            } else {
+                spec.attach().and_then(|_| not_wanted(&link))
+            };
+            match attached {
+                Ok(tap) => {
+                    self.serve(&link, tap)?;
+                    tracing::info!(pod = %link.saved.pod.name, id = %link.saved.id, "link attached again");
+                }
+                Err(error) => {
+                    tracing::warn!(pod = %link.saved.pod.name, %error, "link is not taken over");
+                    self.dismantle(&link)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn link_configured(&self) -> Result<(), NodeError> {
+        for pod in &self.config.pods {
+            if self.links().named(&pod.name).is_ok() {
+                continue;
+            }
+            let made = self.make(pod.clone(), true);
+            made.map_err(|e| NodeError::Pod {
+                name: pod.name.clone(),
+                source: Box::new(e),
+            })?;
+        }
+        let rows: Vec<Row> = self.links().all().map(|l| l.saved.row()).collect();
+        self.control
+            .put(std::iter::once(Row::Node(NodeRow::default())).chain(rows));
+        Ok(())
+    }
+
+    /// Links a pod; returns when the appliance has it in force.
+    ///
+    /// # Errors
+    /// Why not; nothing of the link is left then.
+    pub fn add_link(&self, pod: PodConfig) -> Result<Link, NodeError> {
+        pod.check()?;
+        let link = self.make(pod, false)?;
+        let row = link.saved.row();
+        let key = row.key();
+        let revision = self.control.put([row]);
+        if let Err(error) = self.control.wait(revision, key, IN_FORCE) {
+            self.withdraw(&link)?;
+            return Err(error.into());
+        }
+        Ok(link)
+    }
+
+    /// Removes the link of a pod.
+    ///
+    /// # Errors
+    /// When there is none, or something of it could not be removed.
+    pub fn remove_link(&self, name: &str) -> Result<Link, NodeError> {
+        let link = self.links().named(name)?;
+        self.withdraw(&link)?;
+        Ok(link)
+    }
+
+    /// The appliance forgets it first: no frame meets a link that is half there.
+    fn withdraw(&self, link: &Link) -> Result<(), NodeError> {
+        let key = Key::Link(link.saved.id);
+        let revision = self.control.remove([key]);
+        if self.control.wait(revision, key, OUT_OF_FORCE).is_err() {
+            // Without a guest there is nobody to forget it; a guest that comes is not told of it.
+            tracing::warn!(id = %link.saved.id, "link removed without the appliance's acknowledgement");
+        }
+        self.dismantle(link)
+    }
+
+    fn make(&self, pod: PodConfig, from_config: bool) -> Result<Link, NodeError> {
+        let defaults = (self.config.wiring, self.config.mtu);
+        let link = self.links().plan(pod, defaults, from_config)?;
+        let made = link.saved.spec().create().map_err(NodeError::from);
+        let served = made.and_then(|tap| self.serve(&link, tap));
+        if let Err(error) = served {
+            self.dismantle(&link)?;
+            return Err(error);
+        }
+        tracing::info!(pod = %link.saved.pod.name, id = %link.saved.id, mode = ?link.saved.wiring, "pod linked");
+        Ok(link)
+    }
+
+    fn serve(&self, link: &Link, tap: File) -> Result<(), NodeError> {
+        let id = link.saved.id.raw();
+        let counters = link.counters.clone();
+        let add = |reply| Command::AddLink {
+            id,
+            tap: OwnedFd::from(tap),
+            counters,
+            reply,
+        };
+        let answer = self.driver.mailbox().ask(add);
+        answer
+            .unwrap_or(Err(io::ErrorKind::NotConnected.into()))
+            .map_err(NodeError::Trunk)
+    }
+
+    /// Takes a link off the trunk, removes its interfaces and forgets it.
+    fn dismantle(&self, link: &Link) -> Result<(), NodeError> {
+        let id = link.saved.id;
+        // False when it was never served.
+        let _ = self.driver.mailbox().ask(|reply| Command::RemoveLink {
+            id: id.raw(),
+            reply,
+        });
+        // What cannot be removed stays written down, for the next life to try.
+        link.saved.spec().remove()?;
+        self.links().forget(id)?;
+        Ok(())
+    }
+}
+
+fn not_wanted(link: &Link) -> Result<File, WiringError> {
+    let source = io::Error::new(
+        io::ErrorKind::NotFound,
+        "the configuration no longer has it",
+    );
+    Err(WiringError {
+        link: link.saved.id,
+        step: "keep the link",
+        source,
+    })
+}
+
+/// Makes the run directory ours alone.
+fn claim(run_dir: &Path) -> Result<Flock<File>, NodeError> {
+    let step = || cannot(format!("use the run directory {}", run_dir.display()));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(step())?;
+    let path = run_dir.join("node.lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&path);
+    match Flock::lock(file.map_err(step())?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EAGAIN)) => Err(NodeError::Taken(run_dir.into())),
+        Err((_, error)) => Err(step()(error.into())),
+    }
+}
+
+/// Listens on a socket that only root may use. One left by an earlier life is replaced: the lock says that nobody serves it.
+///
+/// # Errors
+/// As the file system says.
+pub fn listen(path: &Path) -> Result<UnixListener, NodeError> {
+    let step = || cannot(format!("listen on {}", path.display()));
+    files::remove(path);
+    let listener = UnixListener::bind(path).map_err(step())?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(step())?;
+    Ok(listener)
+}
+
+fn serve_trunk(
+    path: &Path,
+    offloads: Offloads,
+    driver: &Driver,
+    trunk: &TrunkState,
+) -> Result<(), NodeError> {
+    let listener = listen(path)?;
+    let (mailbox, trunk) = (driver.mailbox().clone(), trunk.clone());
+    let offered = Features::offered(offloads);
+    let serve = move || vhost::serve(&listener, offered, &mailbox, &trunk);
+    let thread = std::thread::Builder::new()
+        .name("vhost-user".into())
+        .spawn(serve);
+    thread.map(drop).map_err(cannot("serve the trunk"))
+}
