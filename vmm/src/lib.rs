@@ -8,7 +8,8 @@
 //! vcpu     the one loop around KVM_RUN                        park     how a vCPU sleeps, and the watchdog
 //! report   the guest's log port and exit port                 exit     how a VM ended, as a status and a line
 //! event    eventfds and the thread that serves the console    socket   non-blocking connect
-//! virtio   transport registers, trunk (vhost-user), control   vm       create, wire, start, watch, stop
+//! virtio   transport registers, trunk (vhost-user), control   kvm      can this host do it at all
+//! vm       create, wire, start                                run      watch and stop
 //! ```
 //!
 //! The contract it implements is `docs/machine.md`. Everything the guest writes (registers, rings, log bytes) is untrusted:
@@ -21,9 +22,11 @@ pub mod bus;
 pub mod config;
 pub mod event;
 pub mod exit;
+pub mod kvm;
 pub mod memory;
 pub mod park;
 pub mod report;
+pub mod run;
 pub mod socket;
 pub mod vcpu;
 pub mod virtio;

@@ -44,7 +44,7 @@ fn run(config: &Config) -> Result<u8, StartError> {
     // Until here a signal ends the process as it always does; waiting for the trunk is part of that.
     let vm = Vm::create(config)?;
     let stop = stop_request()?;
-    let running = vm.start()?;
+    let (running, timings) = vm.start()?;
     tracing::info!(
         image = %config.image.display(),
         memory_mib = config.memory >> 20,
@@ -52,7 +52,7 @@ fn run(config: &Config) -> Result<u8, StartError> {
         "started"
     );
     if config.timings {
-        eprintln!("{}", running.timings().line());
+        eprintln!("{}", timings.line());
     }
     let (ending, uptime) = running.wait(&stop);
     eprintln!("{}", ending.line(uptime));

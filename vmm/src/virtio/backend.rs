@@ -1,14 +1,18 @@
 //! One vhost-user conversation: connect, agree on features, hand over memory and rings, take them back.
 //!
-//! Calls block for at most [`ANSWER_TIME`] per message. After any error the conversation is over: drop it (which closes the
-//! socket, and with it every claim of the backend on the rings) and start another.
+//! Each step takes at most [`ANSWER_TIME`]. After any error the conversation is over: drop it (which closes the socket, and
+//! with it every claim of the backend on the rings) and start another.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
 use std::time::Duration;
 
 use vhost::VhostBackend;
@@ -29,7 +33,7 @@ use crate::socket::connect_unix;
 use crate::virtio::FEATURE_VERSION_1;
 use crate::virtio::QueueLayout;
 
-/// A backend on the same machine answers within microseconds; one that takes this long is stuck.
+/// A backend on the same machine does its part of a step within a millisecond; one that takes this long is stuck.
 pub const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -94,32 +98,15 @@ impl Backend {
     /// # Errors
     /// Nobody listens, or what listens does not speak vhost-user.
     pub fn connect(path: &Path, rings: u64) -> Result<Backend, BackendError> {
-        let (socket, stream) = (|| {
+        let open = || {
             let socket = connect_unix(path)?;
+            // The vhost crate waits inside recvmsg.
             socket.set_nonblocking(false)?;
-            socket.set_read_timeout(Some(ANSWER_TIME))?;
-            socket.set_write_timeout(Some(ANSWER_TIME))?;
-            let stream = socket.try_clone()?;
-            Ok((socket, stream))
-        })()
-        .map_err(BackendError::Connect)?;
+            Ok((socket.try_clone()?, socket))
+        };
+        let (stream, socket) = open().map_err(BackendError::Connect)?;
         let mut frontend = Frontend::from_stream(stream, rings);
-        frontend.set_owner().map_err(at("SET_OWNER"))?;
-        let features = frontend.get_features().map_err(at("GET_FEATURES"))?;
-        if features & FEATURE_VERSION_1 == 0 {
-            return Err(BackendError::NoVersion1);
-        }
-        let mut acknowledges = false;
-        if features & PROTOCOL_FEATURES != 0 {
-            let theirs = frontend
-                .get_protocol_features()
-                .map_err(at("GET_PROTOCOL_FEATURES"))?;
-            let ours = theirs & VhostUserProtocolFeatures::REPLY_ACK;
-            frontend
-                .set_protocol_features(ours)
-                .map_err(at("SET_PROTOCOL_FEATURES"))?;
-            acknowledges = !ours.is_empty();
-        }
+        let (features, acknowledges) = in_time(&socket, || agree(&mut frontend))?;
         Ok(Backend {
             frontend,
             socket,
@@ -155,58 +142,35 @@ impl Backend {
         if missing != 0 {
             return Err(BackendError::MissingFeatures { missing });
         }
-        if self.acknowledges {
-            self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        }
-        let result = self.hand_over(ram, activation, rings);
-        self.frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
-        result
-    }
-
-    fn hand_over(
-        &mut self,
-        ram: &GuestRam,
-        activation: &Activation,
-        rings: &[RingEvents],
-    ) -> Result<(), BackendError> {
-        let frontend = &mut self.frontend;
         let protocol = self.features & PROTOCOL_FEATURES;
-        frontend
-            .set_features(activation.features | protocol)
-            .map_err(at("SET_FEATURES"))?;
-        let region = VhostUserMemoryRegionInfo::from_guest_region(ram.region())
-            .map_err(at("describing memory"))?;
-        frontend
-            .set_mem_table(&[region])
-            .map_err(at("SET_MEM_TABLE"))?;
-        for (index, (queue, events)) in activation.queues.iter().zip(rings).enumerate() {
-            let addresses = ring_addresses(ram, queue).map_err(BackendError::Memory)?;
-            let base = used_index(ram, queue);
-            frontend
-                .set_vring_num(index, queue.size)
-                .map_err(at("SET_VRING_NUM"))?;
-            frontend
-                .set_vring_addr(index, &addresses)
-                .map_err(at("SET_VRING_ADDR"))?;
-            frontend
-                .set_vring_base(index, base)
-                .map_err(at("SET_VRING_BASE"))?;
-            frontend
-                .set_vring_call(index, &events.call)
-                .map_err(at("SET_VRING_CALL"))?;
-            frontend
-                .set_vring_kick(index, &events.kick)
-                .map_err(at("SET_VRING_KICK"))?;
+        let frontend = &mut self.frontend;
+        if self.acknowledges {
+            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
-        if protocol != 0 {
+        let result = in_time(&self.socket, || {
+            let features = activation.features | protocol;
+            frontend
+                .set_features(features)
+                .map_err(at("SET_FEATURES"))?;
+            share_memory(frontend, ram)?;
+            for (index, (queue, events)) in activation.queues.iter().zip(rings).enumerate() {
+                hand_over(frontend, ram, index, queue, events)?;
+            }
             // Without protocol features rings are enabled from the start.
-            for index in 0..activation.queues.len() {
+            let switched = if protocol == 0 {
+                0
+            } else {
+                activation.queues.len()
+            };
+            for index in 0..switched {
                 frontend
                     .set_vring_enable(index, true)
                     .map_err(at("SET_VRING_ENABLE"))?;
             }
-        }
-        Ok(())
+            Ok(())
+        });
+        self.frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
+        result
     }
 
     /// Takes the rings back: when this returns without error the backend touches them no more.
@@ -214,13 +178,89 @@ impl Backend {
     /// # Errors
     /// The backend refuses or is gone; drop the conversation then.
     pub fn stop(&mut self, queues: usize) -> Result<(), BackendError> {
-        for index in 0..queues {
-            self.frontend
-                .get_vring_base(index)
-                .map_err(at("GET_VRING_BASE"))?;
-        }
-        Ok(())
+        let frontend = &self.frontend;
+        in_time(&self.socket, || {
+            for index in 0..queues {
+                frontend
+                    .get_vring_base(index)
+                    .map_err(at("GET_VRING_BASE"))?;
+            }
+            Ok(())
+        })
     }
+}
+
+/// Does `step`, and breaks the connection under it if the backend does not answer in time: the vhost crate itself waits for
+/// ever.
+fn in_time<T>(socket: &UnixStream, step: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        let (finished, wait) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            if wait.recv_timeout(ANSWER_TIME) == Err(RecvTimeoutError::Timeout) {
+                // Already closed by the other side is as good.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        });
+        let result = step();
+        drop(finished);
+        result
+    })
+}
+
+/// Learns the backend's features, and whether it acknowledges messages.
+fn agree(frontend: &mut Frontend) -> Result<(u64, bool), BackendError> {
+    frontend.set_owner().map_err(at("SET_OWNER"))?;
+    let features = frontend.get_features().map_err(at("GET_FEATURES"))?;
+    if features & FEATURE_VERSION_1 == 0 {
+        return Err(BackendError::NoVersion1);
+    }
+    if features & PROTOCOL_FEATURES == 0 {
+        return Ok((features, false));
+    }
+    let theirs = frontend
+        .get_protocol_features()
+        .map_err(at("GET_PROTOCOL_FEATURES"))?;
+    let ours = theirs & VhostUserProtocolFeatures::REPLY_ACK;
+    frontend
+        .set_protocol_features(ours)
+        .map_err(at("SET_PROTOCOL_FEATURES"))?;
+    Ok((features, !ours.is_empty()))
+}
+
+fn share_memory(frontend: &Frontend, ram: &GuestRam) -> Result<(), BackendError> {
+    let region = VhostUserMemoryRegionInfo::from_guest_region(ram.region())
+        .map_err(at("describing memory"))?;
+    frontend
+        .set_mem_table(&[region])
+        .map_err(at("SET_MEM_TABLE"))?;
+    Ok(())
+}
+
+fn hand_over(
+    frontend: &Frontend,
+    ram: &GuestRam,
+    index: usize,
+    queue: &QueueLayout,
+    events: &RingEvents,
+) -> Result<(), BackendError> {
+    let addresses = ring_addresses(ram, queue).map_err(BackendError::Memory)?;
+    let base = used_index(ram, queue);
+    frontend
+        .set_vring_num(index, queue.size)
+        .map_err(at("SET_VRING_NUM"))?;
+    frontend
+        .set_vring_addr(index, &addresses)
+        .map_err(at("SET_VRING_ADDR"))?;
+    frontend
+        .set_vring_base(index, base)
+        .map_err(at("SET_VRING_BASE"))?;
+    frontend
+        .set_vring_call(index, &events.call)
+        .map_err(at("SET_VRING_CALL"))?;
+    // Last: a kick descriptor starts the ring.
+    frontend
+        .set_vring_kick(index, &events.kick)
+        .map_err(at("SET_VRING_KICK"))
 }
 
 fn ring_addresses(ram: &GuestRam, queue: &QueueLayout) -> Result<VringConfigData, MemoryError> {

@@ -3,12 +3,10 @@
 //! Served by the event thread. Nothing is lost while the socket is down or slow: guest buffers stay in the ring (that is the
 //! guest's back-pressure), host bytes stay in the socket, and this file keeps at most one chain and one read of each direction.
 //! A chain that was only partly written when the socket broke is sent again from its start, so that a reader that frames by
-//! chain sees whole frames. A chain larger than [`CHAIN_MAX`] or with bad descriptors is returned unused and counted.
+//! chain sees whole frames. A chain larger than `stream::CHAIN_MAX` or with bad descriptors is returned unused and counted.
 
 use std::io;
 use std::io::ErrorKind;
-use std::io::Read;
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,9 +18,7 @@ use std::time::Duration;
 use event_manager::EventOps;
 use event_manager::Events;
 use event_manager::MutEventSubscriber;
-use virtio_queue::DescriptorChain;
 use virtio_queue::Queue;
-use virtio_queue::QueueOwnedT;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
 use vm_memory::GuestMemoryMmap;
@@ -39,15 +35,16 @@ use crate::virtio::FEATURE_INDIRECT;
 use crate::virtio::FEATURE_VERSION_1;
 use crate::virtio::QueueLayout;
 use crate::virtio::backend::RingEvents;
+use crate::virtio::stream::Broken;
+use crate::virtio::stream::Incoming;
+use crate::virtio::stream::Outgoing;
+use crate::virtio::stream::give_back;
+use crate::virtio::stream::next_chain;
 
 const DEVICE_ID: u32 = 3;
 /// Receive, transmit.
 pub const QUEUES: usize = 2;
 const QUEUE_SIZES: [u16; QUEUES] = [128; QUEUES];
-/// Larger than any control frame; what one chain may make this process hold.
-pub const CHAIN_MAX: usize = 256 << 10;
-/// One read of the socket.
-const READ_MAX: usize = 16 << 10;
 /// Chains per turn, so that one direction cannot starve the other.
 const TURN: usize = 128;
 const RETRY_FIRST: Duration = Duration::from_millis(10);
@@ -163,24 +160,6 @@ struct Queues {
     receive: Queue,
     transmit: Queue,
 }
-
-/// Bytes of one guest chain on their way to the socket.
-#[derive(Debug, Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-/// Bytes of one socket read on their way to the guest.
-#[derive(Debug, Default)]
-struct Incoming {
-    bytes: Vec<u8>,
-    taken: usize,
-}
-
-/// The socket is no longer usable.
-#[derive(Debug)]
-struct Broken(io::Error);
 
 /// What stopped a direction.
 #[derive(Debug, PartialEq, Eq)]
@@ -310,7 +289,7 @@ impl Port {
                 self.interest = EventSet::IN;
                 self.retry_time = RETRY_FIRST;
                 self.told_down = false;
-                self.outgoing.sent = 0;
+                self.outgoing.start_over();
                 tracing::info!(path = %self.path.display(), "control socket connected");
                 self.turn(ops);
             }
@@ -396,100 +375,5 @@ impl MutEventSubscriber for Port {
             tracing::error!(%error, "the control channel is not served");
         }
         self.connect(ops);
-    }
-}
-
-impl Outgoing {
-    /// Writes what is left. Returns whether all is gone.
-    fn write_to(&mut self, sink: &mut impl Write) -> Result<bool, Broken> {
-        while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            match sink.write(rest) {
-                Ok(0) => return Err(Broken(ErrorKind::WriteZero.into())),
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(Broken(error)),
-            }
-        }
-        self.bytes.clear();
-        self.sent = 0;
-        Ok(true)
-    }
-
-    /// Copies the readable part of a chain. Returns false, with nothing taken, if the chain is bad or too large.
-    fn take(&mut self, chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> bool {
-        let Ok(mut reader) = chain.reader(memory) else {
-            return false;
-        };
-        if reader.available_bytes() > CHAIN_MAX {
-            return false;
-        }
-        if reader.read_to_end(&mut self.bytes).is_err() {
-            self.bytes.clear();
-            return false;
-        }
-        true
-    }
-}
-
-impl Incoming {
-    fn is_empty(&self) -> bool {
-        self.taken >= self.bytes.len()
-    }
-
-    /// Reads once. Returns whether there is something now; the end of the stream is an error.
-    fn read_from(&mut self, source: &mut impl Read) -> Result<bool, Broken> {
-        self.taken = 0;
-        self.bytes.resize(READ_MAX, 0);
-        let result = loop {
-            match source.read(&mut self.bytes) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                other => break other,
-            }
-        };
-        self.bytes.truncate(*result.as_ref().unwrap_or(&0));
-        match result {
-            Ok(0) => Err(Broken(ErrorKind::UnexpectedEof.into())),
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(Broken(error)),
-        }
-    }
-
-    /// Copies into the writable part of a chain as much as fits; returns how much. Zero: the chain is bad.
-    fn fill(&mut self, chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> u32 {
-        let Ok(mut writer) = chain.writer(memory) else {
-            return 0;
-        };
-        let rest = self.bytes.get(self.taken..).unwrap_or_default();
-        let written = writer.write(rest).unwrap_or(0);
-        self.taken += written;
-        u32::try_from(written).unwrap_or(0)
-    }
-}
-
-/// The next chain; notifications are on when there is none.
-fn next_chain<'a>(
-    queue: &mut Queue,
-    memory: &'a GuestMemoryMmap,
-) -> Option<DescriptorChain<&'a GuestMemoryMmap>> {
-    // Twice, because the driver may add a chain between the look and the switching on of notifications. Not more often: a
-    // driver that writes nonsense into its ring's index would keep this thread here.
-    for _ in 0..2 {
-        if let Some(chain) = queue.iter(memory).ok().and_then(|mut chains| chains.next()) {
-            return Some(chain);
-        }
-        if !queue.enable_notification(memory).unwrap_or(false) {
-            return None;
-        }
-    }
-    None
-}
-
-fn give_back(queue: &mut Queue, memory: &GuestMemoryMmap, head: u16, length: u32, call: &EventFd) {
-    if queue.add_used(memory, head, length).is_ok()
-        && queue.needs_notification(memory).unwrap_or(true)
-    {
-        event::signal(call);
     }
 }

@@ -1,12 +1,13 @@
 //! What every virtio device of this VMM has in common: features, queue layout, and the trait the transport drives.
 //!
 //! `mmio` is the transport, `net` the trunk device (its rings are served by another process through `trunk` and `backend`),
-//! `control` the console device (its rings are served here). The driver is the guest: hostile until proven otherwise.
+//! `control` the console device (its rings are served here, by way of `stream`). The driver is the guest: hostile until proven otherwise.
 
 pub mod backend;
 pub mod control;
 pub mod mmio;
 pub mod net;
+pub mod stream;
 pub mod trunk;
 
 use std::fmt::Debug;

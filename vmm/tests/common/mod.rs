@@ -8,6 +8,8 @@
     reason = "shared by several test binaries, none of which uses all of it; a failed step here is a failed test"
 )]
 
+pub mod driver;
+
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
