@@ -156,6 +156,21 @@ impl Store {
         self.network_policies.values()
     }
 
+    /// The NetworkPolicies of a namespace.
+    pub fn network_policies_in(
+        &self,
+        namespace: &Arc<str>,
+    ) -> impl Iterator<Item = &NetworkPolicy> {
+        let from = Name {
+            namespace: namespace.clone(),
+            name: Arc::from(""),
+        };
+        let of_namespace = self.network_policies.range(from..);
+        of_namespace
+            .take_while(move |(name, _)| name.namespace == *namespace)
+            .map(|(_, policy)| policy)
+    }
+
     pub fn cluster_policies(&self) -> impl Iterator<Item = &ClusterPolicy> {
         self.cluster_policies.values()
     }
