@@ -147,9 +147,9 @@ pub enum CounterId {
     ParkedMicros,
     /// The longest time one configuration slice held the packet path, in nanoseconds.
     LongestSliceNanos,
-    /// Frames that the appliance kept for later (fragments out of order).
+    /// Frames that the appliance keeps for later at this moment (fragments out of order); each is counted by its end afterwards.
     Held,
-    /// Frames sent that no received frame became (released fragments, resets, probes).
+    /// Frames sent that no received frame became (probes and the like).
     Originated,
 }
 
