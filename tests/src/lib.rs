@@ -7,6 +7,7 @@
 //! * [`netns`], [`command`]: namespaces and child processes that end with their owner.
 //! * [`lab`]: a node with pods; [`claims`]: what it must show.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
+//! * [`qemu`]: the image alone under QEMU.
 //! * [`bridge`], [`bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
 
@@ -19,6 +20,7 @@ pub mod lab;
 pub mod load;
 pub mod need;
 pub mod netns;
+pub mod qemu;
 pub mod run;
 pub mod signals;
 pub mod snapshot;
