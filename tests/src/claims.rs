@@ -155,7 +155,7 @@ pub fn udp_passes(lab: &Lab) -> Result<String> {
 
 /// A counter of the guest by its name in `sluice status -o json`; a counter that is not there is zero.
 fn guest_counter(status: &Value, name: &str) -> u64 {
-    status["guest"]["counters"][name].as_u64().unwrap_or(0)
+    status["guest"][name].as_u64().unwrap_or(0)
 }
 
 /// TCP segments cross as the 64 KiB frames that the pod's stack made.
@@ -188,7 +188,7 @@ pub fn gso_frames_cross_whole(lab: &Lab) -> Result<String> {
 /// If the packet crosses or the counter stays.
 pub fn spoofed_source_is_dropped(lab: &Lab) -> Result<String> {
     let (a, b) = pods(lab)?;
-    let before = guest_counter(&lab.status()?, "dropped_spoof");
+    let before = guest_counter(&lab.status()?, "dropped.spoof");
     a.netns
         .run(&["ip", "addr", "add", "10.9.9.9/32", "dev", "lo"])?;
     let text = ping(
@@ -208,11 +208,11 @@ pub fn spoofed_source_is_dropped(lab: &Lab) -> Result<String> {
     a.netns
         .run(&["ip", "addr", "del", "10.9.9.9/32", "dev", "lo"])?;
     let (_, received) = counts(&text?)?;
-    let after = guest_counter(&lab.status()?, "dropped_spoof");
+    let after = guest_counter(&lab.status()?, "dropped.spoof");
     ensure!(received == 0, "a packet with a forged source was answered");
     ensure!(
         after >= before + 3,
-        "dropped_spoof went from {before} to {after}"
+        "dropped.spoof went from {before} to {after}"
     );
     Ok(format!(
         "3 forged packets, {} dropped as spoof",
@@ -221,7 +221,7 @@ pub fn spoofed_source_is_dropped(lab: &Lab) -> Result<String> {
 }
 
 fn vmm_pid(lab: &Lab) -> Result<u32> {
-    let pid = lab.status()?["vmm"]["pid"]
+    let pid = lab.status()?["machine"]["pid"]
         .as_u64()
         .context("the status names no VMM")?;
     Ok(u32::try_from(pid)?)
@@ -266,7 +266,7 @@ pub fn killed_vmm_comes_back(lab: &mut Lab) -> Result<String> {
         "the pod's carrier changed: {changes} → {now}"
     );
     let status = lab.status()?;
-    let first = status["vmm"]["first_frame_ms"]
+    let first = status["start"]["to_first_forwarded_ms"]
         .as_f64()
         .context("no time of the first frame")?;
     Ok(format!(

@@ -87,7 +87,7 @@ fn p10_pods_talk_through_the_image_under_tcg() {
     };
     let lab = Lab::start(&plan).expect("a node under TCG");
     assert_eq!(
-        lab.status().expect("a status")["isolation"]["chosen"],
+        lab.status().expect("a status")["machine"]["isolation"],
         "tcg"
     );
     claims::pods_ping_each_other(&lab).expect("ping");
