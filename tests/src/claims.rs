@@ -51,12 +51,16 @@ fn pods(lab: &Lab) -> Result<(&Pod, &Pod)> {
 /// If its status does not say.
 pub fn node_says_what_it_runs_on(lab: &Lab) -> Result<String> {
     let status = lab.status()?;
-    let chosen = status["isolation"]["chosen"]
+    let machine = &status["machine"];
+    let isolation = machine["isolation"]
         .as_str()
         .context("no isolation in the status")?;
-    let first = status["vmm"]["start_ms"].as_f64().unwrap_or(f64::NAN);
+    let why = machine["why"].as_str().unwrap_or_default();
+    let start = status["start"]["to_configured_ms"]
+        .as_f64()
+        .unwrap_or(f64::NAN);
     Ok(format!(
-        "isolation {chosen}, tables in force {first:.1} ms after the VMM's start"
+        "isolation {isolation} ({why}), configured {start:.1} ms after the VMM's start"
     ))
 }
 

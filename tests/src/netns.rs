@@ -69,8 +69,14 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if let Err(error) = command::run(&["ip", "netns", "del", &self.name]) {
-            eprintln!("a namespace stays behind: {error:#}");
-        }
+        remove(&self.name);
+    }
+}
+
+/// Removes a namespace, also when the lab was interrupted.
+pub(crate) fn remove(name: &str) {
+    let removed = Command::new("ip").args(["netns", "del", name]).status();
+    if !removed.is_ok_and(|status| status.success()) {
+        eprintln!("the namespace {name} stays behind");
     }
 }

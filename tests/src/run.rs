@@ -4,18 +4,12 @@
 
 use crate::command::{self, Running};
 use crate::lab::{image, program};
+use crate::signals;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-static ENDED: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn end(_signal: i32) {
-    ENDED.store(true, Ordering::Relaxed);
-}
 
 /// A namespace with the name that the example gave it.
 struct Named(String);
@@ -32,9 +26,7 @@ impl Named {
 
 impl Drop for Named {
     fn drop(&mut self) {
-        if let Err(error) = command::run(&["ip", "netns", "del", &self.0]) {
-            eprintln!("a namespace stays behind: {error:#}");
-        }
+        crate::netns::remove(&self.0);
     }
 }
 
@@ -43,7 +35,6 @@ impl Drop for Named {
 /// # Errors
 /// If the example is not one, or the node does not start; everything made so far is removed.
 pub fn run(example: &Path) -> Result<()> {
-    crate::signals::on_end(end)?;
     let config_path = example.join("node.json");
     let mut config: Value = serde_json::from_slice(
         &std::fs::read(&config_path)
@@ -100,7 +91,7 @@ impl Drop for Directory {
 fn show(node: &mut Running, run_dir: &Path, namespaces: &[Named]) -> Result<()> {
     let (program, run_dir) = (program("sluice"), run_dir.to_string_lossy().into_owned());
     let names: Vec<_> = namespaces.iter().map(|n| n.0.as_str()).collect();
-    while !ENDED.load(Ordering::Relaxed) {
+    while !signals::ended() {
         anyhow::ensure!(
             node.is_running(),
             "sluice-node has ended; its messages are above"
@@ -115,7 +106,7 @@ fn show(node: &mut Running, run_dir: &Path, namespaces: &[Named]) -> Result<()> 
             names[0]
         );
         for _ in 0..10 {
-            if ENDED.load(Ordering::Relaxed) {
+            if signals::ended() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(100));

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
-use sluice_tests::{bench, claims};
+use sluice_tests::{bench, claims, signals};
 use std::path::PathBuf;
 
 /// Nodes and pods in network namespaces: shown, measured, and gone without a trace
@@ -49,7 +49,9 @@ fn main() -> Result<()> {
     if let Some(reason) = Need::Root.missing() {
         anyhow::bail!("The lab {reason}: run it as root");
     }
-    match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    signals::note_ends()?;
+    match command {
         Command::Run { example } => sluice_tests::run::run(&example),
         Command::Demo {
             isolation,
@@ -90,6 +92,7 @@ fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
     let before = Snapshot::take()?;
     let mut list = Checklist::default();
     for wiring in [Wiring::Veth, Wiring::Tap] {
+        signals::go_on()?;
         println!("one node, two pods, wiring {}:", wiring.word());
         let plan = Plan {
             isolation: isolation.to_owned(),
@@ -101,6 +104,7 @@ fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
             Err(error) => list.line("the node starts", Err(error)),
         }
     }
+    signals::go_on()?;
     let left = Snapshot::take()?.added_since(&before, None);
     list.line(
         "nothing is left behind",
