@@ -128,7 +128,7 @@ impl Tables {
             .collect()
     }
 
-    pub fn set_service(&mut self, key: ServiceKey, row: Option<ServiceRow>) {
+    pub(crate) fn set_service(&mut self, key: ServiceKey, row: Option<ServiceRow>) {
         let was = change(&mut self.services, key, row.map(Box::new));
         self.note(Key::Service(key), was);
     }

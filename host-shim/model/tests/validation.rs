@@ -1,7 +1,6 @@
 //! What is wrong with a manifest is said with its place, and nothing wrong gets into the store.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     reason = "a test ends where its ground is not as it expects"
 )]
 
