@@ -1,6 +1,5 @@
 //! Child processes: run to the end with their output at hand, or kept as a guest that ends with its owner.
 
-use crate::signals;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -29,7 +28,6 @@ pub fn run(words: &[&str]) -> Result<String> {
 /// # Errors
 /// If it cannot start.
 pub fn output(words: &[&str]) -> Result<Output> {
-    signals::go_on()?;
     let (program, arguments) = words.split_first().context("an empty command")?;
     Command::new(program)
         .args(arguments)
@@ -55,10 +53,7 @@ impl Running {
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {name}: {:?}", command.get_program()))?;
-        Ok(Self {
-            child,
-            name: name.to_owned(),
-        })
+        Ok(Self { child, name: name.to_owned() })
     }
 
     /// Its process id.
@@ -86,10 +81,7 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        eprintln!(
-            "{} did not end within {patience:?}; ended by force",
-            self.name
-        );
+        eprintln!("{} did not end within {patience:?}; ended by force", self.name);
         let _gone_already = self.child.kill();
         let _reaped = self.child.wait();
     }
@@ -118,7 +110,6 @@ impl Drop for Running {
 pub fn until<T>(what: &str, patience: Duration, mut ready: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
-        signals::go_on()?;
         match ready() {
             Ok(value) => return Ok(value),
             Err(error) if start.elapsed() >= patience => {
