@@ -206,6 +206,7 @@ impl Tables<'_> {
             Row::Node(row) => self.put_node(row),
             Row::Link(row) => self.put_link(row),
             Row::Policy(row) => self.policy.put(row).map_err(refused_policy),
+            Row::Overlay(row) => self.overlay.put(row),
             Row::Service(_) | Row::Route(_) => Err((Field::Whole, RejectReason::Full(0))),
         }
     }
@@ -218,6 +219,7 @@ impl Tables<'_> {
             }
             Key::Link(id) => self.remove_link(id),
             Key::Policy(key) => self.policy.remove(&key).map_err(refused_policy),
+            Key::Overlay(key) => self.overlay.remove(key),
             Key::Service(_) | Key::Route(_) => Err((Field::Whole, RejectReason::Missing)),
         }
     }
@@ -227,6 +229,7 @@ impl Tables<'_> {
             self.node.shadow = Node::default();
             self.links.clear();
             self.locals.clear();
+            self.overlay.clear();
         }
         // Busy is the only refusal, and `Apply` comes here settled.
         let _ = self.policy.begin(fresh);
@@ -235,6 +238,7 @@ impl Tables<'_> {
     fn prepare_slice(&mut self, budget: &mut usize) -> bool {
         self.links.clear_slice(budget)
             && self.locals.clear_slice(budget)
+            && self.overlay.clear_slice(budget)
             && self.policy.settle(clamp(*budget))
     }
 
@@ -246,6 +250,7 @@ impl Tables<'_> {
         self.node.shadow = self.node.live;
         self.links.sync_slice(budget)
             && self.locals.sync_slice(budget)
+            && self.overlay.sync_slice(budget)
             && self.policy.settle(clamp(*budget))
     }
 
@@ -253,6 +258,7 @@ impl Tables<'_> {
         core::mem::swap(&mut self.node.live, &mut self.node.shadow);
         self.links.exchange();
         self.locals.exchange();
+        self.overlay.exchange();
         self.policy.commit();
         self.generation = generation;
         self.epoch = self.epoch.wrapping_add(1);

@@ -165,11 +165,7 @@ impl<'m> Lpm<'m> {
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn new(
-        arena: &mut Arena<'m>,
-        capacity: u32,
-        hasher: Hasher,
-    ) -> Result<Self, OutOfMemory> {
+    pub fn new(arena: &mut Arena<'m>, capacity: u32, hasher: Hasher) -> Result<Self, OutOfMemory> {
         Ok(Self {
             rows: Twin::keyed(arena, capacity, hasher)?,
             lengths: Single {

@@ -3,6 +3,7 @@
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
 use crate::hash::Hasher;
+use crate::overlay::{self, Overlay};
 use crate::policy::{self, Policy};
 use crate::twin::{Keyed, Slot, Twin};
 use sluice_contract::row::NodeRow;
@@ -15,6 +16,7 @@ pub struct Capacity {
     /// Links of pods; the uplink and the host come on top.
     pub pods: u32,
     pub policy: policy::Limits,
+    pub overlay: overlay::Limits,
 }
 
 impl Default for Capacity {
@@ -22,6 +24,7 @@ impl Default for Capacity {
         Self {
             pods: 512,
             policy: policy::Limits::SMALL,
+            overlay: overlay::Limits::SMALL,
         }
     }
 }
@@ -176,6 +179,7 @@ pub struct Tables<'m> {
     pub(crate) links: Twin<'m, Link>,
     pub(crate) locals: Twin<'m, Local>,
     pub(crate) policy: Policy<'m>,
+    pub(crate) overlay: Overlay<'m>,
     pub(crate) generation: Generation,
     /// Grows with every commit, whatever generation the host calls it.
     pub(crate) epoch: u32,
@@ -198,6 +202,7 @@ impl<'m> Tables<'m> {
             links: Twin::direct(arena, usize::from(LinkId::LAST) + 1)?,
             locals: Twin::keyed(arena, addresses, hasher)?,
             policy: Policy::new(arena, &capacity.policy)?,
+            overlay: Overlay::new(arena, &capacity.overlay, hasher)?,
             generation: Generation::default(),
             epoch: 0,
         })
@@ -221,6 +226,12 @@ impl<'m> Tables<'m> {
     #[inline]
     pub fn local(&self, address: Address) -> Option<LinkId> {
         self.locals.find(address).and_then(Local::link)
+    }
+
+    /// The way to other nodes.
+    #[inline]
+    pub const fn overlay(&self) -> &Overlay<'m> {
+        &self.overlay
     }
 
     /// The generation in force; 0 before the first commit.
