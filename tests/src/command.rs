@@ -53,7 +53,10 @@ impl Running {
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {name}: {:?}", command.get_program()))?;
-        Ok(Self { child, name: name.to_owned() })
+        Ok(Self {
+            child,
+            name: name.to_owned(),
+        })
     }
 
     /// Its process id.
@@ -81,7 +84,10 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        eprintln!("{} did not end within {patience:?}; ended by force", self.name);
+        eprintln!(
+            "{} did not end within {patience:?}; ended by force",
+            self.name
+        );
         let _gone_already = self.child.kill();
         let _reaped = self.child.wait();
     }

@@ -26,8 +26,9 @@ impl Need {
                 Err(error) => Some(format!("needs /dev/kvm: {error}")),
             },
             Self::Tool(name) => {
-                let found = std::env::var_os("PATH")
-                    .is_some_and(|path| std::env::split_paths(&path).any(|d| d.join(name).exists()));
+                let found = std::env::var_os("PATH").is_some_and(|path| {
+                    std::env::split_paths(&path).any(|d| d.join(name).exists())
+                });
                 (!found).then(|| format!("needs the program {name} (make setup installs it)"))
             }
         }
@@ -36,7 +37,9 @@ impl Need {
 
 /// Whether all needs are met. If not, says so on standard error and in the file that `SLUICE_SKIPS` names.
 pub fn met(test: &str, needs: &[Need]) -> bool {
-    let Some(reason) = needs.iter().find_map(|need| need.missing()) else { return true };
+    let Some(reason) = needs.iter().find_map(|need| need.missing()) else {
+        return true;
+    };
     skip(test, &reason);
     false
 }
@@ -44,7 +47,9 @@ pub fn met(test: &str, needs: &[Need]) -> bool {
 /// Records a skip.
 pub fn skip(test: &str, reason: &str) {
     eprintln!("SKIP: {test}: {reason}");
-    let Some(file) = std::env::var_os("SLUICE_SKIPS") else { return };
+    let Some(file) = std::env::var_os("SLUICE_SKIPS") else {
+        return;
+    };
     let line = format!("{test}: {reason}\n");
     let written = OpenOptions::new()
         .create(true)

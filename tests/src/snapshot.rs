@@ -49,7 +49,9 @@ impl Snapshot {
 }
 
 fn processes() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| {
             let pid = entry.ok()?.file_name().into_string().ok()?;
@@ -57,7 +59,10 @@ fn processes() -> Vec<String> {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             let program = line.split(' ').next()?.rsplit('/').next()?.to_owned();
-            let ours = matches!(program.as_str(), "sluice-node" | "sluice-vmm" | "qemu-system-x86_64");
+            let ours = matches!(
+                program.as_str(),
+                "sluice-node" | "sluice-vmm" | "qemu-system-x86_64"
+            );
             ours.then(|| format!("process {pid} {}", line.trim()))
         })
         .collect()

@@ -58,9 +58,12 @@ enum Role {
 fn main() -> Result<()> {
     let outcome = match Arguments::parse().role {
         Role::Serve { listen } => return serve(listen),
-        Role::Udp { server, time, size, window } => {
-            udp::window(server, size, window, Duration::from_secs_f64(time))?
-        }
+        Role::Udp {
+            server,
+            time,
+            size,
+            window,
+        } => udp::window(server, size, window, Duration::from_secs_f64(time))?,
         Role::Rr { server, time } => tcp::round_trips(server, Duration::from_secs_f64(time))?,
         Role::Connect { server, time } => tcp::connections(server, Duration::from_secs_f64(time))?,
         Role::Checked { server, bytes } => tcp::checked(server, bytes)?,

@@ -26,11 +26,19 @@ impl Latency {
         samples.sort_unstable();
         let at = |quantile: f64| {
             let last = samples.len().saturating_sub(1);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "an index"
+            )]
             let index = (last as f64 * quantile).round() as usize;
             samples.get(index).map_or(0.0, |d| d.as_secs_f64() * 1e6)
         };
-        Self { p50: at(0.5), p99: at(0.99), max: at(1.0) }
+        Self {
+            p50: at(0.5),
+            p99: at(0.99),
+            max: at(1.0),
+        }
     }
 }
 

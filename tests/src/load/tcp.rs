@@ -96,11 +96,21 @@ pub fn checked(server: SocketAddr, bytes: u64) -> Result<Outcome> {
     }
     stream.shutdown(Shutdown::Write)?;
     let mut answer = [0u8; 8];
-    stream.read_exact(&mut answer).context("no answer after the last byte")?;
+    stream
+        .read_exact(&mut answer)
+        .context("no answer after the last byte")?;
     let good = u64::from_be_bytes(answer);
-    ensure!(good == bytes, "{good} of {bytes} bytes arrived as they were sent");
+    ensure!(
+        good == bytes,
+        "{good} of {bytes} bytes arrived as they were sent"
+    );
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Outcome { done: good, lost: 0, seconds, latency: Latency::default() })
+    Ok(Outcome {
+        done: good,
+        lost: 0,
+        seconds,
+        latency: Latency::default(),
+    })
 }
 
 /// One byte there and back over one connection, for `time`.

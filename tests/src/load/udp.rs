@@ -43,21 +43,35 @@ type Senders = Vec<Option<SocketAddr>>;
 fn receive(socket: &UdpSocket, buffers: &mut [[u8; 2048]]) -> Result<(Senders, bool)> {
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
     let mut slices: Vec<_> = buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
-    let received =
-        recvmmsg(socket.as_raw_fd(), &mut headers, &mut slices, MsgFlags::MSG_WAITFORONE, None)
-            .context("receiving")?;
+    let received = recvmmsg(
+        socket.as_raw_fd(),
+        &mut headers,
+        &mut slices,
+        MsgFlags::MSG_WAITFORONE,
+        None,
+    )
+    .context("receiving")?;
     let mut restart = false;
     let mut senders = Vec::with_capacity(BATCH);
     for message in received {
-        restart |= message.iovs().next().is_some_and(|bytes| bytes.first() == Some(&1));
+        restart |= message
+            .iovs()
+            .next()
+            .is_some_and(|bytes| bytes.first() == Some(&1));
         senders.push(message.address.and_then(|a| to_std(&a)));
     }
     Ok((senders, restart))
 }
 
 fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
-    v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::from((a.ip(), a.port()))))
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|a| SocketAddr::from((a.ip(), a.port())));
+    v4.or_else(|| {
+        address
+            .as_sockaddr_in6()
+            .map(|a| SocketAddr::from((a.ip(), a.port())))
+    })
 }
 
 /// Sends datagrams of `size` bytes to `server` for `time`, at most `window` unacknowledged.
@@ -65,9 +79,16 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
 /// # Errors
 /// If the socket cannot be made or used, or nothing at all is acknowledged.
 pub fn window(server: SocketAddr, size: usize, window: usize, time: Duration) -> Result<Outcome> {
-    let any: SocketAddr = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+    let any: SocketAddr = if server.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    }
+    .parse()?;
     let socket = UdpSocket::bind(any)?;
-    socket.connect(server).with_context(|| format!("no way to {server}"))?;
+    socket
+        .connect(server)
+        .with_context(|| format!("no way to {server}"))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let start = Instant::now();
     let (mut sent, mut acknowledged, mut lost) = (0u64, 0u64, 0u64);
@@ -93,11 +114,19 @@ pub fn window(server: SocketAddr, size: usize, window: usize, time: Duration) ->
     }
     anyhow::ensure!(acknowledged > 0, "no datagram to {server} was acknowledged");
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Outcome { done: acknowledged, lost, seconds, latency: Latency::default() })
+    Ok(Outcome {
+        done: acknowledged,
+        lost,
+        seconds,
+        latency: Latency::default(),
+    })
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+    )
 }
 
 fn send(socket: &UdpSocket, size: usize, count: usize, first: bool) -> Result<usize> {
@@ -105,7 +134,13 @@ fn send(socket: &UdpSocket, size: usize, count: usize, first: bool) -> Result<us
     let mut opening = payload.clone();
     opening[0] = 1;
     let slices: Vec<_> = (0..count)
-        .map(|i| [IoSlice::new(if first && i == 0 { &opening } else { &payload })])
+        .map(|i| {
+            [IoSlice::new(if first && i == 0 {
+                &opening
+            } else {
+                &payload
+            })]
+        })
         .collect();
     let nowhere: Vec<Option<SockaddrStorage>> = vec![None; count];
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(count, None);
