@@ -19,6 +19,7 @@ use sluice_vmm::exit::STATUS_USAGE;
 use sluice_vmm::vm::StartError;
 use sluice_vmm::vm::Vm;
 use tracing_subscriber::filter::LevelFilter;
+use vmm_sys_util::signal::unblock_signal;
 
 fn main() -> ExitCode {
     let config = match CommandLine::parse().resolve() {
@@ -62,8 +63,11 @@ fn run(config: &Config) -> Result<u8, StartError> {
 /// Readable after SIGTERM or SIGINT.
 fn stop_request() -> io::Result<OwnedFd> {
     let (read, write) = UnixStream::pair()?;
-    pipe::register(SIGTERM, write.try_clone()?)?;
-    pipe::register(SIGINT, write)?;
+    for signal in [SIGTERM, SIGINT] {
+        pipe::register(signal, write.try_clone()?)?;
+        // A parent that waits for signals in its own way has them blocked, and a child inherits that.
+        unblock_signal(signal).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    }
     Ok(read.into())
 }
 

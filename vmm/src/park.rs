@@ -68,7 +68,7 @@ impl Sleeper {
         Sleeper { calls, stop }
     }
 
-    /// Sleeps at most `limit` (for ever without one). Events that are already pending end it at once; all are drained.
+    /// Sleeps at most `limit` (for ever without one). Events that are already pending end it at once, and are taken.
     #[must_use]
     pub fn sleep(&self, limit: Option<Duration>) -> Wake {
         let deadline = limit.map(|limit| Instant::now() + limit);
@@ -101,11 +101,14 @@ impl Sleeper {
                 }
             }
         }
-        if fds.first().is_some_and(|stop| !stop.revents().is_empty()) {
+        let raised = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        if raised(0) {
             return Wake::Stop;
         }
-        for call in &self.calls {
-            event::drain(call);
+        for (index, call) in (1..).zip(&self.calls) {
+            if raised(index) {
+                event::drain(call);
+            }
         }
         Wake::Event
     }

@@ -11,6 +11,20 @@ use common::kvm_works;
 use common::run;
 use common::wait_for;
 
+/// Started, once its threads are there; a signal before that ends the process in the ordinary way.
+fn wait_for_vcpu(vmm: &Vmm) {
+    let tasks = format!("/proc/{}/task", vmm.child.id());
+    wait_for("the vCPU thread", || {
+        let names = std::fs::read_dir(&tasks)
+            .ok()?
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names
+            .into_iter()
+            .any(|name| name.trim() == "vcpu0")
+            .then_some(())
+    });
+}
+
 fn code() -> Code {
     Code::default()
 }
@@ -129,22 +143,26 @@ fn the_watchdog_can_be_turned_off_and_signals_end_a_spinning_or_parked_guest() {
         (code().park_for_ever(), libc::SIGTERM),
     ] {
         let vmm = Vmm::start(&guest.image(), &["--watchdog-ms", "0"]);
-        // Started, once its threads are there; a signal before that ends the process in the ordinary way.
-        let tasks = format!("/proc/{}/task", vmm.child.id());
-        wait_for("the vCPU thread", || {
-            let names = std::fs::read_dir(&tasks)
-                .ok()?
-                .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-            names
-                .into_iter()
-                .any(|name| name.trim() == "vcpu0")
-                .then_some(())
-        });
+        wait_for_vcpu(&vmm);
         vmm.signal(signal);
         let finished = vmm.finish();
         assert_eq!(finished.status, 0, "{}", finished.stderr);
         assert_eq!(finished.end()["cause"], "stopped");
     }
+}
+
+#[test]
+fn signals_that_the_parent_had_blocked_are_heard() {
+    if !kvm_works() {
+        return;
+    }
+    let mut command = std::process::Command::new("env");
+    command.args(["--block-signal=TERM", env!("CARGO_BIN_EXE_sluice-vmm")]);
+    let folder = tempfile::tempdir().unwrap();
+    let vmm = Vmm::start_as(command, folder, &code().park_for_ever().image(), &[]);
+    wait_for_vcpu(&vmm);
+    vmm.signal(libc::SIGTERM);
+    assert_eq!(vmm.finish().end()["cause"], "stopped");
 }
 
 #[test]

@@ -48,7 +48,7 @@ const QUEUE_SIZES: [u16; QUEUES] = [128; QUEUES];
 /// Chains per turn, so that one direction cannot starve the other.
 const TURN: usize = 128;
 const RETRY_FIRST: Duration = Duration::from_millis(10);
-const RETRY_LAST: Duration = Duration::from_millis(200);
+const RETRY_LAST: Duration = Duration::from_millis(50);
 
 const RECEIVE_KICK: u32 = 0;
 const TRANSMIT_KICK: u32 = 1;

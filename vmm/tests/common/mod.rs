@@ -262,8 +262,19 @@ impl Vmm {
     }
 
     pub fn start_in(folder: TempDir, image: &Image, arguments: &[&str]) -> Vmm {
+        let vmm = Command::new(env!("CARGO_BIN_EXE_sluice-vmm"));
+        Vmm::start_as(vmm, folder, image, arguments)
+    }
+
+    /// Starts by way of another program: `command` ends with the VMM's name.
+    pub fn start_as(
+        mut command: Command,
+        folder: TempDir,
+        image: &Image,
+        arguments: &[&str],
+    ) -> Vmm {
         let path = image.write(folder.path());
-        let child = Command::new(env!("CARGO_BIN_EXE_sluice-vmm"))
+        let child = command
             .arg("--image")
             .arg(path)
             .args(["--memory", "8M"])
