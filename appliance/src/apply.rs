@@ -6,12 +6,11 @@
 //! Order within a change: a row after those it refers to; removals the other way round, and before a put that takes over
 //! something unique (an address, a port) from the removed row.
 
-use crate::address::{Address, Family};
-use crate::policy::Refusal;
-use crate::tables::{Link, Local, Node, Tables};
+mod rows;
+
+use crate::tables::Tables;
 use sluice_contract::report::{Field, Reject, RejectReason};
-use sluice_contract::row::{LinkRow, NodeRow};
-use sluice_contract::{Generation, Key, LinkId, Row};
+use sluice_contract::{Generation, Key, Row};
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +148,9 @@ impl Apply {
         match self.phase {
             Phase::Refused => Outcome::Noted,
             Phase::Open(open) if open == generation => {
+                if let Some((key, (field, reason))) = tables.incomplete() {
+                    return self.refuse(tables, generation, reject(Some(key), field, reason));
+                }
                 tables.exchange(generation);
                 self.phase = Phase::Idle;
                 self.work = Work::Sync;
@@ -182,169 +184,10 @@ impl Apply {
     }
 }
 
-fn refused_policy(refusal: Refusal) -> Fault {
-    let reason = match refusal {
-        Refusal::Full(capacity) => RejectReason::Full(capacity),
-        Refusal::Invalid => RejectReason::Invalid,
-        Refusal::Missing => RejectReason::Missing,
-        Refusal::Busy => RejectReason::OutOfOrder,
-    };
-    (Field::Whole, reason)
-}
-
 const fn reject(object: Option<Key>, field: Field, reason: RejectReason) -> Reject {
     Reject {
         object,
         field,
         reason,
     }
-}
-
-impl Tables<'_> {
-    fn put(&mut self, row: &Row) -> Result<(), Fault> {
-        match row {
-            Row::Node(row) => self.put_node(row),
-            Row::Link(row) => self.put_link(row),
-            Row::Policy(row) => self.policy.put(row).map_err(refused_policy),
-            Row::Overlay(row) => self.overlay.put(row),
-            Row::Service(_) | Row::Route(_) => Err((Field::Whole, RejectReason::Full(0))),
-        }
-    }
-
-    fn remove(&mut self, key: Key) -> Result<(), Fault> {
-        match key {
-            Key::Node => {
-                self.node.shadow = Node::default();
-                Ok(())
-            }
-            Key::Link(id) => self.remove_link(id),
-            Key::Policy(key) => self.policy.remove(&key).map_err(refused_policy),
-            Key::Overlay(key) => self.overlay.remove(key),
-            Key::Service(_) | Key::Route(_) => Err((Field::Whole, RejectReason::Missing)),
-        }
-    }
-
-    fn begin(&mut self, fresh: bool) {
-        if fresh {
-            self.node.shadow = Node::default();
-            self.links.clear();
-            self.locals.clear();
-            self.overlay.clear();
-        }
-        // Busy is the only refusal, and `Apply` comes here settled.
-        let _ = self.policy.begin(fresh);
-    }
-
-    fn prepare_slice(&mut self, budget: &mut usize) -> bool {
-        self.links.clear_slice(budget)
-            && self.locals.clear_slice(budget)
-            && self.overlay.clear_slice(budget)
-            && self.policy.settle(clamp(*budget))
-    }
-
-    fn abort(&mut self) {
-        self.policy.abort();
-    }
-
-    fn sync_slice(&mut self, budget: &mut usize) -> bool {
-        self.node.shadow = self.node.live;
-        self.links.sync_slice(budget)
-            && self.locals.sync_slice(budget)
-            && self.overlay.sync_slice(budget)
-            && self.policy.settle(clamp(*budget))
-    }
-
-    fn exchange(&mut self, generation: Generation) {
-        core::mem::swap(&mut self.node.live, &mut self.node.shadow);
-        self.links.exchange();
-        self.locals.exchange();
-        self.overlay.exchange();
-        self.policy.commit();
-        self.generation = generation;
-        self.epoch = self.epoch.wrapping_add(1);
-    }
-
-    fn put_node(&mut self, row: &NodeRow) -> Result<(), Fault> {
-        let node = Node::from(row);
-        let wrong4 = node.gateway4.is_martian_in(Family::V4) || node.gateway4.is_multicast();
-        if wrong4 || node.gateway6.is_unspecified() || node.gateway6.is_multicast() {
-            return Err((Field::Gateway, RejectReason::Invalid));
-        }
-        if node.gateway_mac.is_group() || node.gateway_mac.0 == [0; 6] {
-            return Err((Field::Mac, RejectReason::Invalid));
-        }
-        self.node.shadow = node;
-        Ok(())
-    }
-
-    fn put_link(&mut self, row: &LinkRow) -> Result<(), Fault> {
-        let known = row.id.is_pod() || row.id == LinkId::UPLINK || row.id == LinkId::HOST;
-        if !known {
-            return Err((Field::Id, RejectReason::Invalid));
-        }
-        if row.mac.is_group() || row.mac.0 == [0; 6] || row.mac == self.node.shadow.gateway_mac {
-            return Err((Field::Mac, RejectReason::Invalid));
-        }
-        // RFC 791 asks for 576 everywhere, RFC 8200 for 1280.
-        let least = if row.addresses.iter().any(core::net::IpAddr::is_ipv6) {
-            1280
-        } else {
-            576
-        };
-        if row.mtu < least {
-            return Err((Field::Mtu, RejectReason::Invalid));
-        }
-        for address in row.addresses.iter().map(|address| Address::from(*address)) {
-            self.check_address(row.id, address)?;
-        }
-        self.remove_link_rows(row.id);
-        for address in &row.addresses {
-            self.locals
-                .put(Local::new((*address).into(), row.id))
-                .map_err(|full| (Field::Addresses, RejectReason::Full(full.capacity)))?;
-        }
-        self.links.write(row.id.index(), Link::new(row));
-        Ok(())
-    }
-
-    fn check_address(&self, link: LinkId, address: Address) -> Result<(), Fault> {
-        let node = &self.node.shadow;
-        let nonsense = address.is_martian_in(address.family())
-            || address.is_multicast()
-            || address.is_broadcast4()
-            || address.is_link_local6()
-            || address == node.gateway4
-            || address == node.gateway6;
-        if nonsense {
-            return Err((Field::Addresses, RejectReason::Invalid));
-        }
-        match self.locals.find_shadow(address).and_then(Local::link) {
-            Some(other) if other != link => Err((Field::Addresses, RejectReason::Taken)),
-            _ => Ok(()),
-        }
-    }
-
-    fn remove_link(&mut self, id: LinkId) -> Result<(), Fault> {
-        if self.remove_link_rows(id) {
-            Ok(())
-        } else {
-            Err((Field::Id, RejectReason::Missing))
-        }
-    }
-
-    /// Takes the link and its addresses out; `false` if there is none.
-    fn remove_link_rows(&mut self, id: LinkId) -> bool {
-        let Some(old) = self.links.shadow_at(id.index()).copied() else {
-            return false;
-        };
-        for address in old.addresses() {
-            self.locals.remove(address);
-        }
-        self.links.write(id.index(), crate::twin::Slot::empty());
-        old.is_present()
-    }
-}
-
-fn clamp(budget: usize) -> u32 {
-    u32::try_from(budget).unwrap_or(u32::MAX)
 }

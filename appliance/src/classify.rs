@@ -1,7 +1,9 @@
 //! Who is it from, and who is it for: the first checks of every packet, before any state is asked.
 
 use crate::address::{Address, Family};
-use crate::parse::{Fragment, Packet, Transport};
+use crate::frame::Frame;
+use crate::parse::{Fragment, Packet, Parsed, Transport};
+use crate::reply::ethernet_of;
 use crate::tables::{Link, Tables};
 use crate::wire::{ethernet, icmp, protocol};
 use sluice_contract::{DropReason, LinkId, Mac};
@@ -87,6 +89,27 @@ pub fn network_layer(
         return Err(DropReason::Spoof);
     }
     Ok(Class::Transit)
+}
+
+/// Both checks at once, for a packet whose turn has not come yet.
+///
+/// # Errors
+/// Why the frame is to be dropped.
+pub fn whole(
+    tables: &Tables<'_>,
+    frame: &Frame<'_>,
+    link: &Link,
+    parsed: &Result<Parsed, DropReason>,
+) -> Result<(), DropReason> {
+    let header = ethernet_of(frame).ok_or(DropReason::Malformed)?;
+    link_layer(tables, frame.ingress, link, &header)?;
+    match parsed {
+        Ok(Parsed::Ip(packet)) => {
+            network_layer(tables, frame.ingress, link, header.destination(), packet).map(|_| ())
+        }
+        Ok(Parsed::Arp) => Ok(()),
+        Err(reason) => Err(*reason),
+    }
 }
 
 /// What the kernel of an honest pod says from its link-local address (multicast listener reports) is no spoof.

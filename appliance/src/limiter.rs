@@ -59,18 +59,20 @@ impl<'m> Limiter<'m> {
         })
     }
 
+    /// Whether a packet may be made for `link` now. Nothing is charged.
+    pub fn would_allow(&self, link: LinkId, cause: Cause, now: Instant) -> bool {
+        let due = self.links.get(link.index() * CAUSES + cause as usize);
+        due.is_some_and(|due| due.saturating_sub(now.micros()) <= BURST * cause.interval().micros())
+    }
+
     /// Whether a packet may be made for `link` now; if so, it is charged.
     pub fn allows(&mut self, link: LinkId, cause: Cause, now: Instant) -> bool {
-        let index = link.index() * CAUSES + cause as usize;
-        let Some(due) = self.links.get_mut(index) else {
-            return false;
-        };
-        let interval = cause.interval().micros();
-        let from = (*due).max(now.micros());
-        if from - now.micros() > BURST * interval {
+        if !self.would_allow(link, cause, now) {
             return false;
         }
-        *due = from + interval;
+        if let Some(due) = self.links.get_mut(link.index() * CAUSES + cause as usize) {
+            *due = (*due).max(now.micros()) + cause.interval().micros();
+        }
         true
     }
 

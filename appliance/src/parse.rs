@@ -7,7 +7,7 @@
 use crate::address::{Address, Family};
 use crate::frame::{Frame, GsoKind};
 use crate::wire::{checksum, ethernet, icmp, ipv4, ipv6, protocol, sctp, tcp, udp};
-use sluice_contract::{DropReason, LinkId};
+use sluice_contract::DropReason;
 use zerocopy::FromBytes;
 
 /// What a frame carries.
@@ -27,6 +27,8 @@ pub struct Packet {
     /// TTL or hop limit.
     pub hops: u8,
     pub fragment: Fragment,
+    /// Where the header lies that says which fragment this is: IPv4's own, or IPv6's extension.
+    pub fragment_header: u16,
     /// IPv4: the sender wants no fragments. Always true of IPv6.
     pub dont_fragment: bool,
     pub transport: Transport,
@@ -192,6 +194,7 @@ fn ipv4(bytes: &[u8], available: usize) -> Result<Packet, DropReason> {
         protocol: header.protocol,
         hops: header.ttl,
         fragment,
+        fragment_header: ethernet::LENGTH as u16,
         dont_fragment: header.dont_fragment(),
         transport: Transport::Opaque,
         payload: (ethernet::LENGTH + header_length) as u16,
@@ -233,6 +236,7 @@ fn ipv6(bytes: &[u8], available: usize) -> Result<Packet, DropReason> {
         protocol: upper.protocol,
         hops: header.hop_limit,
         fragment,
+        fragment_header: (ethernet::LENGTH + ipv6::LENGTH + upper.fragment.unwrap_or(0)) as u16,
         dont_fragment: true,
         transport: Transport::Opaque,
         // At most the walk's depth times its longest header: below 2^16.
@@ -335,12 +339,97 @@ fn check_offload(frame: &Frame<'_>, packet: &Packet) -> Result<(), DropReason> {
             GsoKind::Tcp6 => packet.family == Family::V6 && packet.protocol == protocol::TCP,
             GsoKind::Udp => packet.protocol == protocol::UDP,
         };
-        // The words of a tunnelled frame are about the packet inside; they are checked when it has been unwrapped.
-        let tunnelled = frame.ingress == LinkId::UPLINK && frame.offload.tunnel.is_some();
-        let fits = fits || tunnelled;
         if !fits || gso.size == 0 || packet.fragment != Fragment::Whole {
             return Err(DropReason::Malformed);
         }
     }
     Ok(())
+}
+
+/// The packet that an ICMP error quotes, with offsets from its own start, and its TCP sequence number. Only the first eight bytes of
+/// its transport header need be there (RFC 792); options are skipped.
+pub fn quoted(bytes: &[u8], family: Family) -> Option<(Packet, Option<u32>)> {
+    let mut packet = match family {
+        Family::V4 => quoted4(bytes)?,
+        Family::V6 => quoted6(bytes)?,
+    };
+    let rest = bytes.get(usize::from(packet.payload)..)?;
+    let [a, b, c, d, e, f, g, h, ..] = *rest else {
+        return None;
+    };
+    let source = u16::from_be_bytes([a, b]);
+    let destination = u16::from_be_bytes([c, d]);
+    packet.transport = match (packet.protocol, family) {
+        (protocol::TCP, _) => Transport::Tcp {
+            source,
+            destination,
+            flags: 0,
+        },
+        (protocol::UDP, _) => Transport::Udp {
+            source,
+            destination,
+        },
+        (protocol::SCTP, _) => Transport::Sctp {
+            source,
+            destination,
+        },
+        (protocol::ICMP, Family::V4) | (protocol::ICMP6, Family::V6) => Transport::Icmp {
+            kind: a,
+            code: b,
+            id: u16::from_be_bytes([e, f]),
+        },
+        _ => Transport::Opaque,
+    };
+    let sequence = (packet.protocol == protocol::TCP).then(|| u32::from_be_bytes([e, f, g, h]));
+    // Nobody reports an error about an error; whoever claims to is after something else.
+    (!packet.is_icmp_error()).then_some((packet, sequence))
+}
+
+fn quoted4(bytes: &[u8]) -> Option<Packet> {
+    let (header, _) = ipv4::Header::ref_from_prefix(bytes).ok()?;
+    let header_length = header.header_length();
+    let whole = bytes.get(..header_length)?;
+    let valid = header.version() == 4
+        && header_length >= ipv4::LENGTH
+        && header.fragment_offset() == 0
+        && checksum::finish(checksum::sum(whole, 0)) == 0;
+    valid.then(|| Packet {
+        source: Address::v4(header.source),
+        destination: Address::v4(header.destination),
+        family: Family::V4,
+        protocol: header.protocol,
+        hops: header.ttl,
+        fragment: Fragment::Whole,
+        fragment_header: 0,
+        dont_fragment: header.dont_fragment(),
+        transport: Transport::Opaque,
+        payload: header_length as u16,
+        end: u32::from(header.total_length.get()),
+    })
+}
+
+fn quoted6(bytes: &[u8]) -> Option<Packet> {
+    let (header, rest) = ipv6::Header::ref_from_prefix(bytes).ok()?;
+    let upper = ipv6::walk(header.next_header, rest).ok()?;
+    if let Some(at) = upper.fragment {
+        let (fragment, _) = ipv6::FragmentHeader::ref_from_prefix(rest.get(at..)?).ok()?;
+        if fragment.offset() != 0 {
+            return None;
+        }
+    }
+    let mapped = Address(header.source).family() == Family::V4
+        || Address(header.destination).family() == Family::V4;
+    (header.version() == 6 && !mapped).then(|| Packet {
+        source: Address(header.source),
+        destination: Address(header.destination),
+        family: Family::V6,
+        protocol: upper.protocol,
+        hops: header.hop_limit,
+        fragment: Fragment::Whole,
+        fragment_header: 0,
+        dont_fragment: true,
+        transport: Transport::Opaque,
+        payload: (ipv6::LENGTH + upper.offset) as u16,
+        end: u32::from(header.payload_length.get()) + ipv6::LENGTH as u32,
+    })
 }

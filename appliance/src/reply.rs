@@ -5,7 +5,7 @@ use crate::address::{Address, Family};
 use crate::frame::{Frame, Offload};
 use crate::parse::{Fragment, Packet};
 use crate::tables::{Link, Node};
-use crate::wire::{arp, checksum, ethernet, icmp, ipv4, ipv6, protocol};
+use crate::wire::{arp, checksum, ethernet, icmp, ipv4, ipv6, protocol, tcp};
 use sluice_contract::{DropReason, Mac};
 use zerocopy::{FromBytes, IntoBytes, big_endian::U16, big_endian::U32};
 
@@ -229,36 +229,24 @@ pub fn error(
     own_mac: Mac,
 ) -> Option<()> {
     let (asked, _) = ethernet::Header::read_from_prefix(frame.bytes()).ok()?;
-    let (network, total) = match packet.family {
-        Family::V4 => (ipv4::LENGTH, ERROR_TOTAL4),
-        Family::V6 => (ipv6::LENGTH, ERROR_TOTAL6),
+    let network = network_length(packet.family);
+    let (number, total) = match packet.family {
+        Family::V4 => (protocol::ICMP, ERROR_TOTAL4),
+        Family::V6 => (protocol::ICMP6, ERROR_TOTAL6),
     };
     let head = network + icmp::LENGTH;
     let at_hand = frame.bytes().len().min(packet.end as usize);
     let quote = make_room(frame, at_hand.saturating_sub(ethernet::LENGTH), head, total)?;
     let (header, rest) = ethernet::Header::mut_from_prefix(frame.bytes_mut()).ok()?;
-    let ethertype = asked.ethertype.get();
-    *header = ethernet::Header::new(asked.source(), own_mac, ethertype);
-    let length = (icmp::LENGTH + quote) as u16;
-    let (kind, code, second) = trouble.words(packet.family);
-    let (next, sum) = match packet.family {
-        Family::V4 => {
-            let (network, _) = ipv4::Header::mut_from_prefix(&mut *rest).ok()?;
-            let (from, to) = (source.v4_octets(), packet.source.v4_octets());
-            *network = ipv4::Header::new(from, to, protocol::ICMP, length);
-            (ipv4::LENGTH, 0)
-        }
-        Family::V6 => {
-            let (network, _) = ipv6::Header::mut_from_prefix(&mut *rest).ok()?;
-            *network = ipv6::Header::new(source.0, packet.source.0, protocol::ICMP6, length, 64);
-            let length = usize::from(length);
-            (
-                ipv6::LENGTH,
-                checksum::pseudo(source, packet.source, protocol::ICMP6, length),
-            )
-        }
+    *header = ethernet::Header::new(asked.source(), own_mac, asked.ethertype.get());
+    let length = icmp::LENGTH + quote;
+    write_network(rest, source, packet.source, number, length)?;
+    let sum = match packet.family {
+        Family::V4 => 0,
+        Family::V6 => checksum::pseudo(source, packet.source, number, length),
     };
-    let message = rest.get_mut(next..)?;
+    let (kind, code, second) = trouble.words(packet.family);
+    let message = rest.get_mut(network..)?;
     let (header, _) = icmp::Header::mut_from_prefix(&mut *message).ok()?;
     *header = icmp::Header {
         kind,
@@ -298,6 +286,84 @@ fn make_room(frame: &mut Frame<'_>, packet: usize, head: usize, total: usize) ->
     }
     bytes.copy_within(from, ethernet::LENGTH + head);
     Some(quote)
+}
+
+/// Turns a TCP segment into the reset that refuses it (RFC 9293 §3.10.7.1).
+///
+/// `None` if it is a reset itself, or if the headers are not at hand.
+pub fn reset(frame: &mut Frame<'_>, packet: &Packet, own_mac: Mac) -> Option<()> {
+    let bytes = frame.bytes();
+    let (asked, _) =
+        tcp::Header::read_from_prefix(bytes.get(usize::from(packet.payload)..)?).ok()?;
+    if asked.has(tcp::RST) {
+        return None;
+    }
+    let (ethernet, _) = ethernet::Header::read_from_prefix(bytes).ok()?;
+    let length = (packet.end as usize).checked_sub(usize::from(packet.payload))?;
+    let data = length.checked_sub(asked.header_length())?;
+    let phantom = u32::from(asked.has(tcp::SYN)) + u32::from(asked.has(tcp::FIN));
+    let (sequence, acknowledgment, flags) = if asked.has(tcp::ACK) {
+        (asked.acknowledgment.get(), 0, tcp::RST)
+    } else {
+        let next = asked.sequence.get().wrapping_add(u32::try_from(data).ok()?);
+        (0, next.wrapping_add(phantom), tcp::RST | tcp::ACK)
+    };
+    let network = network_length(packet.family);
+    if !frame.resize(ethernet::LENGTH + network + tcp::LENGTH) {
+        return None;
+    }
+    let (header, rest) = ethernet::Header::mut_from_prefix(frame.bytes_mut()).ok()?;
+    *header = ethernet::Header::new(ethernet.source(), own_mac, ethernet.ethertype.get());
+    let (from, to) = (packet.destination, packet.source);
+    write_network(rest, from, to, protocol::TCP, tcp::LENGTH)?;
+    let segment = rest.get_mut(network..)?;
+    let (header, _) = tcp::Header::mut_from_prefix(&mut *segment).ok()?;
+    *header = tcp::Header {
+        source: asked.destination,
+        destination: asked.source,
+        sequence: U32::new(sequence),
+        acknowledgment: U32::new(acknowledgment),
+        data_offset: (tcp::LENGTH as u8 / 4) << 4,
+        flags,
+        window: U16::new(0),
+        checksum: U16::new(0),
+        urgent: U16::new(0),
+    };
+    let sum = checksum::pseudo(from, to, protocol::TCP, tcp::LENGTH);
+    let sum = checksum::finish(checksum::sum(segment, sum));
+    let (header, _) = tcp::Header::mut_from_prefix(segment).ok()?;
+    header.checksum = U16::new(sum);
+    frame.offload = Offload::default();
+    Some(())
+}
+
+const fn network_length(family: Family) -> usize {
+    match family {
+        Family::V4 => ipv4::LENGTH,
+        Family::V6 => ipv6::LENGTH,
+    }
+}
+
+/// Writes the IP header of a packet that the appliance makes.
+fn write_network(
+    bytes: &mut [u8],
+    from: Address,
+    to: Address,
+    number: u8,
+    payload: usize,
+) -> Option<()> {
+    let payload = u16::try_from(payload).ok()?;
+    match from.family() {
+        Family::V4 => {
+            let (header, _) = ipv4::Header::mut_from_prefix(bytes).ok()?;
+            *header = ipv4::Header::new(from.v4_octets(), to.v4_octets(), number, payload);
+        }
+        Family::V6 => {
+            let (header, _) = ipv6::Header::mut_from_prefix(bytes).ok()?;
+            *header = ipv6::Header::new(from.0, to.0, number, payload, 64);
+        }
+    }
+    Some(())
 }
 
 /// The Ethernet header, zero-copied out, for who needs its addresses after parsing.

@@ -1,9 +1,10 @@
 //! Where a packet leaves, and whether it fits there.
 
-use crate::address::Address;
+use crate::address::{Address, Family};
+use crate::connection::Path;
 use crate::frame::Frame;
 use crate::parse::{Packet, Transport};
-use crate::tables::{Link, Tables};
+use crate::tables::{Link, Place, Tables};
 use crate::wire::{ethernet, ipv4, ipv6, tcp, udp};
 use sluice_contract::{DropReason, LinkId, Mac};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -18,19 +19,55 @@ pub struct NextHop {
     pub destination: Mac,
 }
 
-/// The way to `destination`.
+/// The way to `destination`, in the form in which a connection remembers it.
 ///
 /// # Errors
 /// [`DropReason::NoRoute`].
+pub fn path(tables: &Tables<'_>, destination: Address) -> Result<Path, DropReason> {
+    let direct = |link| Path { link, route: None };
+    match tables.place(destination) {
+        Place::Link(link) => return Ok(direct(link)),
+        Place::Node { .. } => return Ok(direct(LinkId::HOST)),
+        Place::Cluster | Place::External => return Err(DropReason::NoRoute),
+        Place::Peer | Place::Elsewhere => {}
+    }
+    if is_link_local(destination) {
+        return Err(DropReason::NoRoute);
+    }
+    let (at, via) = tables.route(destination).ok_or(DropReason::NoRoute)?;
+    Ok(Path {
+        link: via.link,
+        route: u8::try_from(at).ok(),
+    })
+}
+
+/// 169.254/16 and fe80::/10 never leave the link they are on (RFC 3927 §7, RFC 4291 §2.5.6).
+fn is_link_local(address: Address) -> bool {
+    let [a, b, ..] = address.v4_octets();
+    address.is_link_local6() || (address.family() == Family::V4 && (a, b) == (169, 254))
+}
+
+/// The next hop of a path.
+///
+/// # Errors
+/// [`DropReason::NoRoute`] if its link is gone.
 #[inline]
-pub fn lookup(tables: &Tables<'_>, destination: Address) -> Result<NextHop, DropReason> {
-    let id = tables.local(destination).ok_or(DropReason::NoRoute)?;
-    let link: &Link = tables.link(id).ok_or(DropReason::NoRoute)?;
+pub fn hop(tables: &Tables<'_>, path: Path) -> Result<NextHop, DropReason> {
+    let link: &Link = tables.link(path.link).ok_or(DropReason::NoRoute)?;
+    let (source, destination) = match path.route {
+        None => (tables.node().gateway_mac, link.mac()),
+        Some(at) => {
+            let via = tables
+                .route_at(usize::from(at))
+                .ok_or(DropReason::NoRoute)?;
+            (link.mac(), via.next_hop)
+        }
+    };
     Ok(NextHop {
-        link: id,
+        link: path.link,
         mtu: link.mtu,
-        source: tables.node().gateway_mac,
-        destination: link.mac(),
+        source,
+        destination,
     })
 }
 
@@ -78,7 +115,6 @@ struct Headers6 {
 /// [`DropReason::Malformed`] if the headers are not at hand; the parser has seen that they are.
 #[inline]
 pub fn send_on(frame: &mut Frame<'_>, packet: &Packet, hop: &NextHop) -> Result<(), DropReason> {
-    use crate::address::Family;
     let bytes = frame.bytes_mut();
     let header = match packet.family {
         Family::V4 => {

@@ -147,6 +147,12 @@ impl<'m> Stats<'m> {
         }
     }
 
+    /// Counts how a frame ended that was held.
+    pub(crate) fn count_released(&mut self, verdict: Verdict, ingress: LinkId, bytes: usize) {
+        self.held = self.held.saturating_sub(1);
+        self.count_verdict(verdict, ingress, bytes, None);
+    }
+
     /// Counts a frame that the appliance made by itself.
     pub fn count_originated(&mut self, link: LinkId, bytes: usize) {
         self.originated += 1;

@@ -3,11 +3,13 @@
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
 use crate::hash::Hasher;
-use crate::overlay::{self, Overlay};
 use crate::policy::{self, Policy};
+use crate::service::{self, Services};
 use crate::twin::{Keyed, Slot, Twin};
+use heapless::Vec;
 use sluice_contract::row::NodeRow;
-use sluice_contract::{Generation, Identity, LinkId, Mac, limits};
+use sluice_contract::service::{AddressRole, ConnectionsRow, NatRow, PrefixUse};
+use sluice_contract::{Generation, Identity, LinkId, Mac, Prefix, limits};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// How many rows of each kind there is room for. The guest computes it from its RAM, once, at boot.
@@ -15,22 +17,120 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub struct Capacity {
     /// Links of pods; the uplink and the host come on top.
     pub pods: u32,
+    /// Addresses with a meaning that are not a pod's: of nodes and of Services.
+    pub addresses: u32,
+    pub services: service::Limits,
     pub policy: policy::Limits,
-    pub overlay: overlay::Limits,
+    pub connections: u32,
+    /// Fragments that wait for the first one of their datagram, each up to 2 KiB.
+    pub fragments: u32,
 }
 
 impl Default for Capacity {
+    /// A node of a small cluster, in about 48 MiB.
     fn default() -> Self {
         Self {
             pods: 512,
+            addresses: 8_192,
+            services: service::Limits::SMALL,
             policy: policy::Limits::SMALL,
-            overlay: overlay::Limits::SMALL,
+            connections: 131_072,
+            fragments: 1_024,
         }
     }
 }
 
+impl Capacity {
+    /// As little as tests need, in about 4 MiB.
+    pub const TINY: Self = Self {
+        pods: 256,
+        addresses: 256,
+        services: service::Limits {
+            frontends: 256,
+            ports: 128,
+            sets: 256,
+            backends: 1_024,
+            chunks: 128,
+            sources: 64,
+            affinities: 256,
+        },
+        policy: policy::Limits {
+            identities: 256,
+            bindings: 64,
+            rulesets: 64,
+            classes: 256,
+            spans: 256,
+        },
+        connections: 4_096,
+        fragments: 64,
+    };
+
+    /// A node of a large cluster: a million connections, 50 000 Services, 500 000 pods to tell apart. In about 400 MiB.
+    pub const LARGE: Self = Self {
+        pods: 1_024,
+        addresses: 131_072,
+        services: service::Limits::LARGE,
+        policy: policy::Limits::LARGE,
+        connections: 1_048_576,
+        fragments: 2_048,
+    };
+}
+
+/// Bytes of what does not depend on the capacity: links, their counters and buckets, maps of fragments. Generous.
+const FIXED: usize = 3 << 20;
+
+impl Capacity {
+    /// The largest of the capacities that this memory holds; the smallest if it holds none, which then says so.
+    pub fn fitting(bytes: usize) -> Self {
+        [Self::LARGE, Self::default()]
+            .into_iter()
+            .find(|capacity| capacity.bytes() <= bytes)
+            .unwrap_or(Self::TINY)
+    }
+
+    /// Bytes that a pipeline of this capacity takes from its arena, at most.
+    pub fn bytes(&self) -> usize {
+        let twin = |rows: u32, size: usize| 2 * slots(rows) * size + slots(rows) / 64;
+        let services = &self.services;
+        let policy = &self.policy;
+        // Words of a slot, by kind of row.
+        let rows_of_policy = [
+            (policy.identities, 4),
+            (policy.bindings, 3),
+            (policy.rulesets, 20),
+            (policy.classes, 3),
+            (policy.spans, 32),
+        ];
+        let policy_bytes: usize = rows_of_policy
+            .iter()
+            .map(|(rows, words)| slots(u32::try_from(*rows).unwrap_or(u32::MAX)) * (words + 1) * 8)
+            .sum();
+        FIXED
+            + twin(
+                self.addresses + (self.pods + 2) * limits::LINK_ADDRESSES as u32,
+                24,
+            )
+            + twin(services.frontends, 24)
+            + twin(services.ports, 48)
+            + twin(services.sets, 32)
+            + twin(services.backends, 32)
+            + twin(services.backends, 24)
+            + twin(services.chunks, 488)
+            + twin(services.sources, 24)
+            + (services.affinities as usize).next_power_of_two() * 48
+            + policy_bytes
+            + crate::Conntrack::region_bytes(self.connections).unwrap_or(usize::MAX / 2)
+            + self.fragments as usize * 2112
+    }
+}
+
+/// Slots of a table that is at most half full.
+fn slots(rows: u32) -> usize {
+    (rows as usize).max(8).saturating_mul(2).next_power_of_two()
+}
+
 /// A value in two copies, like a [`Twin`] of one row.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Single<T> {
     pub live: T,
     pub shadow: T,
@@ -133,37 +233,98 @@ impl Link {
     }
 }
 
-/// Which link leads to an address.
+/// What is known of an address: which link it lies behind, or which part it plays.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-pub struct Local {
+pub struct Known {
     pub address: Address,
+    /// 0: none.
     link: u16,
-    pad: [u8; 6],
+    /// One more than the role; 0: none.
+    role: u8,
+    pad: [u8; 5],
 }
 
-impl Slot for Local {}
+/// Where an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A pod or whatever is behind this link.
+    Link(LinkId),
+    /// This node itself; `ports`: node ports are served there.
+    Node { ports: bool },
+    /// Another node.
+    Peer,
+    /// A Service's own address.
+    Cluster,
+    /// An address from outside that Services use.
+    External,
+    /// Nobody has said.
+    Elsewhere,
+}
 
-impl Local {
-    pub const fn new(address: Address, link: LinkId) -> Self {
+impl Slot for Known {}
+
+impl Known {
+    /// Nothing is known of it yet.
+    pub fn of(address: Address) -> Self {
         Self {
             address,
-            link: link.raw(),
-            pad: [0; 6],
+            ..Self::empty()
         }
     }
 
     pub const fn link(&self) -> Option<LinkId> {
         LinkId::new(self.link)
     }
+
+    pub fn role(&self) -> Option<AddressRole> {
+        Some(match self.role {
+            1 => AddressRole::Node,
+            2 => AddressRole::NodeWithoutPorts,
+            3 => AddressRole::Peer,
+            4 => AddressRole::Cluster,
+            5 => AddressRole::External,
+            _ => return None,
+        })
+    }
+
+    #[must_use]
+    pub fn with_link(self, link: Option<LinkId>) -> Self {
+        Self {
+            link: link.map_or(0, LinkId::raw),
+            ..self
+        }
+    }
+
+    #[must_use]
+    pub fn with_role(self, role: Option<AddressRole>) -> Self {
+        Self {
+            role: role.map_or(0, |role| role as u8 + 1),
+            ..self
+        }
+    }
+
+    /// What it all amounts to. The node's addresses also stand at the host's link.
+    #[inline]
+    pub fn place(&self) -> Place {
+        match (self.role, self.link()) {
+            (1, _) => Place::Node { ports: true },
+            (2, _) | (0, Some(LinkId::HOST)) => Place::Node { ports: false },
+            (0, Some(link)) => Place::Link(link),
+            (3, _) => Place::Peer,
+            (4, _) => Place::Cluster,
+            (5, _) => Place::External,
+            _ => Place::Elsewhere,
+        }
+    }
 }
 
-impl Keyed for Local {
+impl Keyed for Known {
     type Key = Address;
 
     #[inline]
     fn key(&self) -> Option<Address> {
-        (self.link != 0).then_some(self.address)
+        (self.link != 0 || self.role != 0).then_some(self.address)
     }
 
     #[inline]
@@ -172,14 +333,77 @@ impl Keyed for Local {
     }
 }
 
+/// A range of addresses, in the form in which it is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range<T> {
+    pub prefix: Prefix,
+    pub meaning: T,
+    bits: u128,
+    /// Of the sixteen bytes.
+    length: u32,
+}
+
+impl<T> Range<T> {
+    pub fn new(prefix: Prefix, meaning: T) -> Self {
+        let mapped = if prefix.address().is_ipv4() { 96 } else { 0 };
+        Self {
+            prefix,
+            meaning,
+            bits: u128::from_be_bytes(Address::from(prefix.address()).0),
+            length: mapped + u32::from(prefix.length()),
+        }
+    }
+
+    /// Whether `address` lies in it. `::/0` does not contain IPv4.
+    #[inline]
+    pub fn contains(&self, address: Address) -> bool {
+        let differ = u128::from_be_bytes(address.0) ^ self.bits;
+        differ.checked_shr(128 - self.length).unwrap_or(0) == 0
+            && (self.length >= 96 || address.family() == Family::V6)
+    }
+
+    pub const fn length(&self) -> u32 {
+        self.length
+    }
+}
+
+/// The next hop of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Via {
+    pub link: LinkId,
+    pub next_hop: Mac,
+}
+
+/// How the node translates.
+#[derive(Clone, Debug, Default)]
+pub struct Nat {
+    pub row: NatRow,
+    /// Whether the host has said anything.
+    pub present: bool,
+}
+
+impl Nat {
+    /// The source of what is masqueraded.
+    pub fn address(&self, family: Family) -> Option<Address> {
+        match family {
+            Family::V4 => self.row.node4.map(Address::from),
+            Family::V6 => self.row.node6.map(Address::from),
+        }
+    }
+}
+
 /// All tables, with the generation that is in force.
 #[derive(Debug)]
 pub struct Tables<'m> {
     pub(crate) node: Single<Node>,
     pub(crate) links: Twin<'m, Link>,
-    pub(crate) locals: Twin<'m, Local>,
+    pub(crate) known: Twin<'m, Known>,
+    pub(crate) ranges: Single<Vec<Range<PrefixUse>, { limits::PREFIXES }>>,
+    pub(crate) routes: Single<Vec<Range<Via>, { limits::ROUTES }>>,
+    pub(crate) nat: Single<Nat>,
+    pub(crate) connections: Single<ConnectionsRow>,
+    pub(crate) services: Services<'m>,
     pub(crate) policy: Policy<'m>,
-    pub(crate) overlay: Overlay<'m>,
     pub(crate) generation: Generation,
     /// Grows with every commit, whatever generation the host calls it.
     pub(crate) epoch: u32,
@@ -196,13 +420,19 @@ impl<'m> Tables<'m> {
         hasher: Hasher,
     ) -> Result<Self, OutOfMemory> {
         // Two more: the uplink and the host have addresses as well.
-        let addresses = (capacity.pods + 2).saturating_mul(limits::LINK_ADDRESSES as u32);
+        let addresses = (capacity.pods + 2)
+            .saturating_mul(limits::LINK_ADDRESSES as u32)
+            .saturating_add(capacity.addresses);
         Ok(Self {
             node: Single::default(),
             links: Twin::direct(arena, usize::from(LinkId::LAST) + 1)?,
-            locals: Twin::keyed(arena, addresses, hasher)?,
+            known: Twin::keyed(arena, addresses, hasher)?,
+            ranges: Single::default(),
+            routes: Single::default(),
+            nat: Single::default(),
+            connections: Single::default(),
+            services: Services::new(arena, &capacity.services, hasher)?,
             policy: Policy::new(arena, &capacity.policy)?,
-            overlay: Overlay::new(arena, &capacity.overlay, hasher)?,
             generation: Generation::default(),
             epoch: 0,
         })
@@ -222,20 +452,103 @@ impl<'m> Tables<'m> {
             .filter(|link| link.is_present())
     }
 
-    /// The link behind which `address` lies on this node.
+    /// Where `address` is.
     #[inline]
-    pub fn local(&self, address: Address) -> Option<LinkId> {
-        self.locals.find(address).and_then(Local::link)
+    pub fn place(&self, address: Address) -> Place {
+        self.known
+            .find(address)
+            .map_or(Place::Elsewhere, Known::place)
     }
 
-    /// The way to other nodes.
+    /// What the range is for in which `address` lies; the most special of all it lies in.
+    ///
+    /// # Cost
+    /// A comparison per range: [`limits::PREFIXES`] at most.
+    pub fn purpose(&self, address: Address) -> Option<PrefixUse> {
+        longest(&self.ranges.live, address).map(|(_, range)| range.meaning)
+    }
+
+    /// The route to `address`, and its place among the routes.
+    ///
+    /// # Cost
+    /// A comparison per route: [`limits::ROUTES`] at most.
+    pub fn route(&self, address: Address) -> Option<(usize, Via)> {
+        longest(&self.routes.live, address).map(|(at, range)| (at, range.meaning))
+    }
+
+    /// The route at that place.
     #[inline]
-    pub const fn overlay(&self) -> &Overlay<'m> {
-        &self.overlay
+    pub fn route_at(&self, at: usize) -> Option<Via> {
+        self.routes.live.get(at).map(|range| range.meaning)
+    }
+
+    pub const fn services(&self) -> &Services<'m> {
+        &self.services
+    }
+
+    pub const fn policy(&self) -> &Policy<'m> {
+        &self.policy
+    }
+
+    /// How the node translates; `None`: not at all.
+    pub fn nat(&self) -> Option<&Nat> {
+        self.nat.live.present.then_some(&self.nat.live)
     }
 
     /// The generation in force; 0 before the first commit.
     pub const fn generation(&self) -> Generation {
         self.generation
+    }
+}
+
+fn longest<T>(ranges: &[Range<T>], address: Address) -> Option<(usize, &Range<T>)> {
+    let mut found: Option<(usize, &Range<T>)> = None;
+    for (at, range) in ranges.iter().enumerate() {
+        let better = found.is_none_or(|(_, best)| range.length() > best.length());
+        if better && range.contains(address) {
+            found = Some((at, range));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pipeline;
+
+    #[test]
+    fn a_capacity_says_how_much_memory_it_takes() {
+        for capacity in [Capacity::TINY, Capacity::default()] {
+            let mut memory = std::vec![0u8; capacity.bytes()];
+            let mut arena = Arena::new(&mut memory);
+            Pipeline::new(&mut arena, capacity, [1; 16]).unwrap();
+            let spare = arena.left();
+            assert!(spare < FIXED, "{spare} of {}", capacity.bytes());
+        }
+        let small = Capacity::default().bytes();
+        assert!(small < 48 << 20, "{small}");
+        let large = Capacity::LARGE.bytes();
+        assert!(large < 480 << 20, "{large}");
+        assert_eq!(Capacity::fitting(small), Capacity::default());
+        assert_eq!(Capacity::fitting(small - 1), Capacity::TINY);
+        assert_eq!(Capacity::fitting(usize::MAX), Capacity::LARGE);
+    }
+
+    #[test]
+    fn a_range_contains_what_its_prefix_contains() {
+        for (text, length, inside, outside) in [
+            ("10.0.0.0", 8, "10.255.1.2", "11.0.0.0"),
+            ("0.0.0.0", 0, "9.9.9.9", "::1:0:0:1"),
+            ("::", 0, "fd00::1", "10.0.0.1"),
+            ("fd00::", 8, "fd12::1", "fe00::1"),
+            ("10.1.2.3", 32, "10.1.2.3", "10.1.2.2"),
+        ] {
+            let prefix = Prefix::new(text.parse().unwrap(), length).unwrap();
+            let range = Range::new(prefix, ());
+            let address = |text: &str| Address::from(text.parse::<core::net::IpAddr>().unwrap());
+            assert!(range.contains(address(inside)), "{text}/{length}");
+            assert!(!range.contains(address(outside)), "{text}/{length}");
+        }
     }
 }

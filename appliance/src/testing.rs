@@ -382,9 +382,6 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Memory for the fixtures' capacity.
-    const MEMORY: usize = 96 << 20;
-
     /// An empty pipeline of that capacity.
     ///
     /// # Panics
@@ -392,7 +389,7 @@ impl Bench {
     #[expect(clippy::expect_used, reason = "for tests")]
     pub fn empty(capacity: Capacity) -> Self {
         // Tests are short; the memory lives as long as they do.
-        let memory = Vec::leak(std::vec![0u8; Self::MEMORY]);
+        let memory = Vec::leak(std::vec![0u8; capacity.bytes()]);
         let pipeline = Pipeline::new(&mut Arena::new(memory), capacity, [7; 16])
             .expect("The fixture's memory suffices");
         Self {
@@ -405,7 +402,7 @@ impl Bench {
 
     /// Three pods, dual-stack: 16 (10.0.0.1, fd00::1), 17 (…2) and 18 (…3).
     pub fn pods() -> Self {
-        let mut bench = Self::empty(Capacity::default());
+        let mut bench = Self::empty(Capacity::TINY);
         let rows: Vec<Row> = (1..=3u16).map(|n| Row::Link(pod_row(15 + n, n))).collect();
         bench.commit(&rows);
         bench
@@ -556,7 +553,6 @@ fn offload(byte: u8) -> Offload {
         partial,
         verified: byte & 16 != 0,
         gso,
-        tunnel: None,
     }
 }
 

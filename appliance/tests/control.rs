@@ -21,7 +21,7 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let mut host = Self {
-            bench: Bench::empty(sluice_appliance::Capacity::default()),
+            bench: Bench::empty(sluice_appliance::Capacity::TINY),
             session: Session::new(Facts {
                 image: [3; 20],
                 ram_mib: 64,

@@ -352,10 +352,10 @@ fn gso_frames_are_measured_by_their_segments_and_keep_their_metadata() {
             header: 54,
             ecn: false,
         }),
-        tunnel: None,
     };
     let mut frame = Builder::from(16, V4.0, V4.1)
         .tcp(1, 2, tcp::ACK)
+        .numbers(1000, 500)
         .payload(&[3; 1000])
         .build();
     // 60 KiB more lie in further buffers.
@@ -364,6 +364,20 @@ fn gso_frames_are_measured_by_their_segments_and_keep_their_metadata() {
     frame[24..26].fill(0);
     let sum = checksum::finish(checksum::sum(&frame[14..34], 0));
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    for (from, source, destination, flags, numbers) in [
+        (16, V4.0, V4.1, tcp::SYN, (999, 0)),
+        (17, V4.1, V4.0, tcp::SYN | tcp::ACK, (499, 1000)),
+    ] {
+        let (to, ports) = if from == 16 {
+            (17, (1, 2))
+        } else {
+            (16, (2, 1))
+        };
+        let builder = Builder::from(from, source, destination).tcp(ports.0, ports.1, flags);
+        bench
+            .send(from, &builder.numbers(numbers.0, numbers.1).build())
+            .forwarded(to);
+    }
     let end = bench.send_with(16, &frame, 60_000, gso(1460));
     end.forwarded(17);
     assert_eq!(end.offload, gso(1460));
@@ -402,12 +416,15 @@ fn errors_are_never_reported_about_errors_groups_or_later_fragments() {
         .payload(&[0; 48])
         .build();
     assert_eq!(bench.send(16, &error).dropped(), DropReason::TtlExpired);
-    let mut later = Builder::from(16, V4.0, V4.1).hops(1).payload(&[0; 28]);
-    later.fragment = 5;
-    assert_eq!(
-        bench.send(16, &later.build()).dropped(),
-        DropReason::TtlExpired
-    );
+    // A later fragment quotes no ports, so it is not reported about; its first one is.
+    let fragment = |word| {
+        let mut fragment = Builder::from(16, V4.0, V4.1).hops(1).payload(&[0; 32]);
+        fragment.fragment = word;
+        fragment.build()
+    };
+    bench.send(16, &fragment(ipv4::MF)).replied();
+    let later = bench.send(16, &fragment(5));
+    assert_eq!(later.dropped(), DropReason::FragmentRefused);
 }
 
 #[test]

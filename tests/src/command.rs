@@ -1,5 +1,6 @@
 //! Child processes: run to the end with their output at hand, or kept as a guest that ends with its owner.
 
+use crate::signals;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -28,6 +29,7 @@ pub fn run(words: &[&str]) -> Result<String> {
 /// # Errors
 /// If it cannot start.
 pub fn output(words: &[&str]) -> Result<Output> {
+    signals::go_on()?;
     let (program, arguments) = words.split_first().context("an empty command")?;
     Command::new(program)
         .args(arguments)
@@ -116,6 +118,7 @@ impl Drop for Running {
 pub fn until<T>(what: &str, patience: Duration, mut ready: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
+        signals::go_on()?;
         match ready() {
             Ok(value) => return Ok(value),
             Err(error) if start.elapsed() >= patience => {

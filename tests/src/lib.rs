@@ -5,11 +5,22 @@
 //!
 //! * [`need`]: what a test needs of the machine; absent needs are a skip that the summary shows.
 //! * [`netns`], [`command`]: namespaces and child processes that end with their owner.
+//! * [`lab`]: a node with pods; [`claims`]: what it must show.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
+//! * [`qemu`]: the image alone under QEMU.
+//! * [`bridge`], [`bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
 
+pub mod bench;
+pub mod bridge;
+pub mod claims;
 pub mod command;
+pub mod cpu;
+pub mod lab;
 pub mod load;
 pub mod need;
 pub mod netns;
+pub mod qemu;
+pub mod run;
+pub mod signals;
 pub mod snapshot;

@@ -4,6 +4,10 @@ use crate::command;
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Two labs of one process do not share names.
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A namespace under `/run/netns`.
 #[derive(Debug)]
@@ -12,12 +16,13 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace whose name begins with `sluice-`, this process's id and `label`.
+    /// Makes a namespace whose name begins with `sluice-` and this process's id, and ends with `label`.
     ///
     /// # Errors
     /// If `ip netns add` refuses.
     pub fn new(label: &str) -> Result<Self> {
-        let name = format!("sluice-{}-{label}", std::process::id());
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sluice-{}-{number}-{label}", std::process::id());
         command::run(&["ip", "netns", "add", &name])?;
         let netns = Self { name };
         netns.run(&["ip", "link", "set", "lo", "up"])?;
@@ -64,8 +69,14 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if let Err(error) = command::run(&["ip", "netns", "del", &self.name]) {
-            eprintln!("a namespace stays behind: {error:#}");
-        }
+        remove(&self.name);
+    }
+}
+
+/// Removes a namespace, also when the lab was interrupted.
+pub(crate) fn remove(name: &str) {
+    let removed = Command::new("ip").args(["netns", "del", name]).status();
+    if !removed.is_ok_and(|status| status.success()) {
+        eprintln!("the namespace {name} stays behind");
     }
 }

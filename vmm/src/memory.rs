@@ -58,8 +58,8 @@ pub const VIRTIO_STRIDE: u64 = 0x1000;
 /// Bytes of registers and configuration space per transport.
 pub const VIRTIO_SIZE: u64 = 0x200;
 
-/// How much is faulted in with one call while the guest already runs: short enough to let it fault in between.
-const PREFAULT_CHUNK: u64 = 2 << 20;
+/// How much is faulted in with one call: the guest already runs, and may need the same locks in between.
+const PREFAULT_CHUNK: u64 = 256 << 10;
 
 /// Guest memory cannot be had.
 #[derive(Debug, thiserror::Error)]

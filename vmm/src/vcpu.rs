@@ -11,6 +11,7 @@ use kvm_bindings::CpuId;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_bindings::kvm_regs;
 use kvm_bindings::kvm_segment;
+use kvm_ioctls::IoEventAddress;
 use kvm_ioctls::Kvm;
 use kvm_ioctls::VcpuExit;
 use kvm_ioctls::VcpuFd;
@@ -62,6 +63,17 @@ impl Core {
         fd.set_cpuid2(&without_apic(cpuid))
             .map_err(at("set features"))?;
         Ok(Core { fd })
+    }
+
+    /// Lets the kernel collect the bytes of a write-only port and hand them over at the next exit, instead of one exit each:
+    /// a boot line of 200 bytes costs 5 ms otherwise where an exit costs 25 µs. Older kernels go on with exits.
+    pub fn collect_port_writes(&mut self, vm: &VmFd, port: u64) {
+        let collected = vm
+            .register_coalesced_mmio(IoEventAddress::Pio(port), 1)
+            .and_then(|()| self.fd.map_coalesced_mmio_ring());
+        if let Err(error) = collected {
+            tracing::debug!(%error, "port writes are not collected");
+        }
     }
 
     /// The TSC frequency that the guest sees, where KVM knows it.
@@ -141,6 +153,16 @@ fn without_apic(mut cpuid: CpuId) -> CpuId {
     cpuid
 }
 
+/// How often the guest was left, by reason. On the packet path none of these may grow with packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exits {
+    pub registers: u64,
+    pub ports: u64,
+    pub signals: u64,
+    pub parks: u64,
+    pub heartbeats: u64,
+}
+
 /// A vCPU with everything it talks to; consumed by [`Vcpu::run`] on its own thread.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -156,15 +178,20 @@ pub struct Vcpu {
 impl Vcpu {
     /// Runs the guest until it ends, one way or another.
     pub fn run(mut self) -> Ending {
+        let mut exits = Exits::default();
         self.pulse.run();
         let ending = loop {
             if self.stop.load(Ordering::Acquire) {
                 break Ending::Stopped;
             }
-            match self.run_once() {
+            match self.run_once(&mut exits) {
                 Effect::Continue => {}
-                Effect::Heartbeat => self.pulse.beat(),
+                Effect::Heartbeat => {
+                    exits.heartbeats += 1;
+                    self.pulse.beat();
+                }
                 Effect::Park(limit) => {
+                    exits.parks += 1;
                     self.pulse.rest();
                     let wake = self.sleeper.sleep(limit);
                     self.pulse.run();
@@ -177,42 +204,32 @@ impl Vcpu {
         };
         self.pulse.rest();
         let unclaimed = self.memory_mapped.unclaimed() + self.ports.unclaimed();
-        if unclaimed > 0 {
-            tracing::info!(
-                accesses = unclaimed,
-                "the guest used addresses without a device"
-            );
-        }
+        tracing::debug!(?exits, unclaimed, "the guest is done");
         ending
     }
 
-    fn run_once(&mut self) -> Effect {
-        let cause = match self.core.fd.run() {
-            Ok(VcpuExit::MmioWrite(address, bytes)) => {
-                return self.memory_mapped.write(address, bytes);
+    fn run_once(&mut self, exits: &mut Exits) -> Effect {
+        let left = leave(
+            &mut self.core.fd,
+            exits,
+            &mut self.memory_mapped,
+            &mut self.ports,
+        );
+        // What the kernel has collected was written before this exit, and must be seen before it.
+        while let Ok(Some(written)) = self.core.fd.coalesced_mmio_read() {
+            let length = usize::try_from(written.len).unwrap_or(0);
+            let bytes = written.data.get(..length).unwrap_or_default();
+            self.ports.write(written.phys_addr, bytes);
+        }
+        match left {
+            Left::Again => Effect::Continue,
+            Left::WroteMemory(address, bytes) => self.memory_mapped.write(address, &bytes),
+            Left::WrotePort(port, bytes) => self.ports.write(port, &bytes),
+            Left::Failed(cause) => {
+                let registers = self.registers().map(Box::new);
+                Effect::End(Ending::Failed { cause, registers })
             }
-            Ok(VcpuExit::MmioRead(address, bytes)) => {
-                self.memory_mapped.read(address, bytes);
-                return Effect::Continue;
-            }
-            Ok(VcpuExit::IoOut(port, bytes)) => return self.ports.write(port.into(), bytes),
-            Ok(VcpuExit::IoIn(port, bytes)) => {
-                self.ports.read(port.into(), bytes);
-                return Effect::Continue;
-            }
-            Ok(VcpuExit::Intr) => return Effect::Continue,
-            Ok(VcpuExit::Shutdown) => Failure::TripleFault,
-            Ok(VcpuExit::Hlt) => Failure::Halted,
-            Ok(VcpuExit::FailEntry(reason, _cpu)) => Failure::EntryFailed(reason),
-            Ok(VcpuExit::InternalError) => Failure::Internal,
-            Ok(other) => Failure::UnexpectedExit(format!("{other:?}")),
-            Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
-                return Effect::Continue;
-            }
-            Err(error) => Failure::RunFailed(error.to_string()),
-        };
-        let registers = self.registers().map(Box::new);
-        Effect::End(Ending::Failed { cause, registers })
+        }
     }
 
     fn registers(&self) -> Option<Registers> {
@@ -231,6 +248,51 @@ impl Vcpu {
             efer: hex(system.efer),
         })
     }
+}
+
+/// Why the guest was left, with everything copied out of the page shared with the kernel.
+enum Left {
+    /// Nothing (more) to do.
+    Again,
+    WroteMemory(u64, Vec<u8>),
+    WrotePort(u64, Vec<u8>),
+    Failed(Failure),
+}
+
+/// Enters the guest and comes back. Reads are answered at once: their answer belongs into that page.
+fn leave(fd: &mut VcpuFd, exits: &mut Exits, memory_mapped: &mut Bus, ports: &mut Bus) -> Left {
+    let cause = match fd.run() {
+        Ok(VcpuExit::MmioWrite(address, bytes)) => {
+            exits.registers += 1;
+            return Left::WroteMemory(address, bytes.to_vec());
+        }
+        Ok(VcpuExit::MmioRead(address, bytes)) => {
+            exits.registers += 1;
+            memory_mapped.read(address, bytes);
+            return Left::Again;
+        }
+        Ok(VcpuExit::IoOut(port, bytes)) => {
+            exits.ports += 1;
+            return Left::WrotePort(port.into(), bytes.to_vec());
+        }
+        Ok(VcpuExit::IoIn(port, bytes)) => {
+            exits.ports += 1;
+            ports.read(port.into(), bytes);
+            return Left::Again;
+        }
+        Ok(VcpuExit::Intr) => return Left::Again,
+        Ok(VcpuExit::Shutdown) => Failure::TripleFault,
+        Ok(VcpuExit::Hlt) => Failure::Halted,
+        Ok(VcpuExit::FailEntry(reason, _cpu)) => Failure::EntryFailed(reason),
+        Ok(VcpuExit::InternalError) => Failure::Internal,
+        Ok(other) => Failure::UnexpectedExit(format!("{other:?}")),
+        Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+            exits.signals += 1;
+            return Left::Again;
+        }
+        Err(error) => Failure::RunFailed(error.to_string()),
+    };
+    Left::Failed(cause)
 }
 
 #[cfg(test)]

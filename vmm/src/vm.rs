@@ -149,7 +149,8 @@ impl Vm {
         timings.step("image");
         let vm = kvm::create_vm(&kvm).map_err(StartError::CreateVm)?;
         ram.register(&vm)?;
-        let core = Core::create(&kvm, &vm)?;
+        let mut core = Core::create(&kvm, &vm)?;
+        core.collect_port_writes(&vm, report::LOG_PORT);
         timings.step("vm");
 
         let mut board = Board::new(&vm, &ram)?;
@@ -207,12 +208,11 @@ impl Vm {
     /// The host is out of threads or memory.
     pub fn start(self) -> Result<(Running, Timings), StartError> {
         let mut timings = self.timings;
-        match self.prefault {
-            Prefault::Before => self.ram.prefault()?,
-            Prefault::Background => memory::prefault_in_background(&self.ram)?,
-            Prefault::Never => {}
+        if self.prefault == Prefault::Before {
+            self.ram.prefault()?;
         }
         timings.step("prefault");
+        let ram = Arc::clone(&self.ram);
         let devices = EventThread::start(self.subscribers)?;
         let kept = Kept {
             devices,
@@ -220,6 +220,10 @@ impl Vm {
             ram: self.ram,
         };
         let running = Running::start(self.vcpu, self.stop, self.watchdog, self.writer, kept)?;
+        if self.prefault == Prefault::Background {
+            // Last: it holds the lock that every new thread's stack needs.
+            memory::prefault_in_background(&ram)?;
+        }
         timings.step("threads");
         Ok((running, timings))
     }

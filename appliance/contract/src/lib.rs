@@ -12,7 +12,6 @@
 pub mod frame;
 pub mod limits;
 pub mod message;
-pub mod overlay;
 pub mod policy;
 pub mod report;
 pub mod row;

@@ -197,6 +197,27 @@ impl Default for ConnectionsRow {
     }
 }
 
+impl ConnectionsRow {
+    /// All timeouts.
+    pub const fn seconds(&self) -> [u32; 13] {
+        [
+            self.tcp_opening,
+            self.tcp_established,
+            self.tcp_half_closed,
+            self.tcp_closing,
+            self.tcp_time_wait,
+            self.tcp_closed,
+            self.udp,
+            self.udp_stream,
+            self.icmp,
+            self.sctp_opening,
+            self.sctp_established,
+            self.sctp_closing,
+            self.other,
+        ]
+    }
+}
+
 /// A range of addresses with a meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrefixRow {

@@ -1,6 +1,6 @@
 //! The whole table, checked for everything that has to hold between its parts. For tests and the self-test: it reads all.
 
-use crate::conntrack::region::{NONE, WAYS, WHEEL, unpack};
+use crate::conntrack::region::{NONE, WHEEL, unpack};
 use crate::conntrack::row::is_listed;
 use crate::conntrack::state::{EXTENSION, FREE, Standing, State};
 use crate::conntrack::{ConnId, Conntrack, index};
@@ -13,8 +13,8 @@ pub enum Fault {
     Lost(u32),
     /// The index has more or fewer entries than connections have flows.
     IndexCount { entries: u32, flows: u32 },
-    /// The displaced entries of a bucket are counted wrong.
-    Displaced(u32),
+    /// There are more displaced entries than are counted.
+    Displaced,
     /// A checksum is wrong.
     Checksum(u32),
     /// An extension does not belong to its connection.
@@ -102,43 +102,37 @@ impl Conntrack<'_> {
 
     fn audit_index(&self, flows: u32) -> Result<(), Fault> {
         let buckets = &*self.region.buckets;
-        let mut entries = 0;
-        let mut displaced = 0;
+        let (mut entries, mut displaced) = (0, 0_i64);
         for (at, bucket) in buckets.iter().enumerate() {
-            displaced += u32::from(bucket.displaced);
-            for place in 0..WAYS {
-                if bucket.tags[place] == 0 {
-                    continue;
-                }
+            displaced += i64::from(bucket.displaced);
+            for (_, packed) in bucket
+                .tags
+                .iter()
+                .zip(&bucket.slots)
+                .filter(|(tag, _)| **tag != 0)
+            {
                 entries += 1;
-                let slot = unpack(bucket.slots[place]);
+                let slot = unpack(*packed);
                 if !self.region.is_connection(slot) {
                     return Err(Fault::Lost(slot));
                 }
                 let row = &self.region.rows[slot as usize];
-                let hashes = [
-                    self.hash(&row.original()),
-                    self.hash(&self.region.reply_of(row)),
-                ];
-                let places = hashes.map(|hash| index::Places::of(hash, buckets.len()));
-                let first = places.iter().any(|places| places.first == at);
-                if !first {
-                    let second = places.iter().any(|places| places.second == at);
-                    if !second {
+                let places = [row.original(), self.region.reply_of(row)]
+                    .map(|flow| index::Places::of(self.hash(&flow), buckets.len()));
+                if places.iter().all(|places| places.first != at) {
+                    displaced -= 1;
+                    if places.iter().all(|places| places.second != at) {
                         return Err(Fault::Lost(slot));
                     }
-                    displaced = displaced
-                        .checked_sub(1)
-                        .unwrap_or_else(|| displaced.wrapping_sub(1));
                 }
             }
         }
         if entries != flows {
             return Err(Fault::IndexCount { entries, flows });
         }
-        // An entry whose two hashes share a bucket may be counted as at home when it is displaced, never the reverse.
-        if (displaced as i32) < 0 {
-            return Err(Fault::Displaced(displaced));
+        // Fewer would hide entries. More only cost time, and come from connections whose two flows share tag and bucket.
+        if displaced < 0 {
+            return Err(Fault::Displaced);
         }
         Ok(())
     }

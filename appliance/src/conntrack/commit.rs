@@ -3,8 +3,9 @@
 
 use sluice_contract::LinkId;
 
+use crate::conntrack::index::Places;
 use crate::conntrack::region::{Owner, Row, TRANSLATED, V6, pack, unpack};
-use crate::conntrack::row::Tracking;
+use crate::conntrack::row::{Tracking, reply_of};
 use crate::conntrack::state::{EXTENSION, Standing, State};
 use crate::conntrack::{
     Attached, ConnId, Conntrack, Hit, Invalid, Signal, index, region::Detail, sctp, tcp,
@@ -135,17 +136,18 @@ impl<'r> Conntrack<'r> {
         let slots = 1 + u32::from(wide);
         self.make_way(&new.original, new.hash, tick)
             .map_err(CommitError::Conflict)?;
+        if new.reply.is_v6() != new.original.is_v6()
+            || new.reply.protocol() != new.original.protocol()
+        {
+            return Err(CommitError::Family);
+        }
         let mut hashes = [new.hash; 2];
         if translated {
-            if new.reply.is_v6() != new.original.is_v6()
-                || new.reply.protocol() != new.original.protocol()
-            {
-                return Err(CommitError::Family);
-            }
             hashes[1] = self.hash(&new.reply);
-            self.make_way(&new.reply, hashes[1], tick)
-                .map_err(CommitError::ReplyTaken)?;
         }
+        // Not only if it is translated: the answers may be what another translated connection began with.
+        self.make_way(&new.reply, hashes[1], tick)
+            .map_err(CommitError::ReplyTaken)?;
         if self.region.owners[usize::from(new.owner.raw())].slots + slots > self.quota(new.owner) {
             return Err(CommitError::Quota);
         }
@@ -182,7 +184,11 @@ impl<'r> Conntrack<'r> {
         } else {
             self.settings.other_share
         };
-        let slots = u64::from(self.capacity()) * u64::from(share.min(100)) / 100;
+        if share >= 100 {
+            // All of it: then the table being full is the limit, and not this.
+            return u32::MAX;
+        }
+        let slots = u64::from(self.capacity()) * u64::from(share) / 100;
         (slots as u32).max(1)
     }
 
@@ -213,7 +219,7 @@ impl<'r> Conntrack<'r> {
         let slot = self.region.acquire()?;
         let mut entered = 0;
         for hash in hashes {
-            if !index::insert(self.region.buckets, *hash, slot) {
+            if !self.enter(*hash, slot) {
                 break;
             }
             entered += 1;
@@ -230,7 +236,6 @@ impl<'r> Conntrack<'r> {
                 index::remove(self.region.buckets, *hash, slot);
             }
             self.region.release(slot);
-            self.counters.refused_crowded += 1;
             return None;
         };
         self.write(slot, extension, new, translated, tick);
@@ -247,6 +252,30 @@ impl<'r> Conntrack<'r> {
             direction: Direction::Original,
             state: new.state,
         })
+    }
+
+    /// Adds an index entry, moving another one if need be.
+    fn enter(&mut self, hash: FlowHash, slot: u32) -> bool {
+        if index::insert(self.region.buckets, hash, slot) {
+            return true;
+        }
+        self.counters.crowded += 1;
+        let (region, hasher) = (&mut self.region, &self.hasher);
+        let (rows, count) = (&*region.rows, region.buckets.len());
+        let places_of = |entry: u32| {
+            // The slot being entered has no row yet; its other entry stays.
+            if entry == slot {
+                return [None; 2];
+            }
+            let row = &rows[entry as usize];
+            let places = |flow: Flow| Places::of(flow.hash(hasher), count);
+            [
+                Some(places(row.original())),
+                row.is_translated().then(|| places(reply_of(rows, row))),
+            ]
+        };
+        index::make_room(region.buckets, hash, places_of)
+            && index::insert(region.buckets, hash, slot)
     }
 
     fn write(
@@ -299,11 +328,15 @@ impl<'r> Conntrack<'r> {
         let Some(state) = State::from_raw(row.state) else {
             return;
         };
-        index::remove(self.region.buckets, self.hash(&row.original()), slot);
+        let original = self.hash(&row.original());
+        index::remove(self.region.buckets, original, slot);
         let mut slots = 1;
         if row.is_translated() {
-            let reply = self.region.reply_of(&row);
-            index::remove(self.region.buckets, self.hash(&reply), slot);
+            let reply = self.hash(&self.region.reply_of(&row));
+            if !index::remove(self.region.buckets, reply, slot) {
+                // Both flows share a bucket and a tag, and the first removal took the second one's entry.
+                index::remove(self.region.buckets, original, slot);
+            }
             if row.is_v6() {
                 self.region.release(unpack(row.extension));
                 slots = 2;
@@ -350,7 +383,7 @@ impl<'r> Conntrack<'r> {
             return Err(CommitError::Conflict(hit));
         }
         let hashes = [new.hash, self.hash(&new.reply)];
-        if translated && let Some(hit) = self.find(&new.reply, hashes[1]) {
+        if let Some(hit) = self.find(&new.reply, hashes[1]) {
             return Err(CommitError::ReplyTaken(hit));
         }
         if self.region.free() < slots {

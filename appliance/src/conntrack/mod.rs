@@ -15,7 +15,8 @@
 //!          match ct.commit(&new, now)
 //!            Ok(hit)             → forward as ct.outgoing(hit)
 //!            Err(Conflict(hit))  → another packet was first: track it as a hit (same backend, K-06)
-//!            Err(ReplyTaken(_))  → the translation is in use: choose another port
+//!            Err(ReplyTaken(_))  → the answers could not be told apart: choose another port; also if nothing is translated,
+//!                                  since a client may reach a backend directly and by its service from one port
 //!            Err(Full | Quota)   → drop with that reason
 //! ct.sweep(now, budget)
 //! ```
@@ -39,20 +40,19 @@ mod related;
 mod report;
 mod row;
 mod sctp;
+mod segment;
 mod state;
 mod tcp;
+mod track;
 
 use sluice_contract::LinkId;
 
 use crate::flow::{Direction, Flow, FlowHash};
 use crate::hash::Hasher;
 use crate::time::{Duration, Instant};
-use crate::wire::protocol;
 
 use expiry::Clock;
 use region::{Layout, Region};
-use row::Tracking;
-use tcp::Next;
 
 pub use adopt::{AdoptError, Adopted, Adoption};
 pub use audit::Fault;
@@ -62,8 +62,9 @@ pub use region::RegionError;
 pub use related::{Fragment, FragmentKey, Fragments};
 pub use report::{Counters, Entry, Talker, Visit};
 pub use sctp::{Chunks, chunk};
+pub use segment::{Segment, flag};
 pub use state::{Standing, State, TIMEOUT_MAX, Timeouts};
-pub use tcp::{Segment, flag};
+pub use track::Track;
 
 /// A connection in the table. Only good until the table is next changed other than by `track` and `attach`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -163,15 +164,6 @@ pub enum Invalid {
     Gone,
 }
 
-/// What a valid packet of a known connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Track {
-    /// Part of the connection.
-    Belongs,
-    /// The beginning of another connection with the same flow; the old one is gone. Go on as after a miss.
-    Anew,
-}
-
 /// Everything that can be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -253,21 +245,27 @@ impl<'r> Conntrack<'r> {
     /// Brings what lookups of these hashes will read into the cache, all at once. For batches; changes nothing.
     #[inline]
     pub fn touch(&self, hashes: &[FlowHash]) {
+        let buckets = &*self.region.buckets;
         let mut sum = 0;
-        for hash in hashes {
-            let places = index::Places::of(*hash, self.region.buckets.len());
-            if let Some(bucket) = self.region.buckets.get(places.first) {
-                sum ^= u32::from(bucket.reserved);
+        let places = |hash: &FlowHash| index::Places::of(*hash, buckets.len());
+        for places in hashes.iter().map(places) {
+            sum ^= u32::from(buckets[places.first].displaced);
+        }
+        if sum != 0 {
+            for places in hashes.iter().map(places) {
+                let on = buckets[places.first].leads_on(places.tag);
+                let at = if on { places.second } else { places.first };
+                sum ^= u32::from(buckets[at].displaced);
             }
         }
-        for hash in hashes {
-            let slot = index::guess(self.region.buckets, *hash).unwrap_or(0) as usize;
-            if let Some(row) = self.region.rows.get(slot) {
-                sum ^= row.seen;
-            }
-            if let Some(detail) = self.region.details.get(slot) {
-                sum ^= detail.attached[0] ^ u32::from(detail.seal);
-            }
+        for places in hashes.iter().map(places) {
+            let on = buckets[places.first].leads_on(places.tag);
+            let at = if on { places.second } else { places.first };
+            let slot = buckets[at]
+                .guess(places.tag)
+                .min(self.region.header.capacity - 1) as usize;
+            let detail = &self.region.details[slot];
+            sum ^= self.region.rows[slot].seen ^ detail.attached[0] ^ u32::from(detail.seal);
         }
         core::hint::black_box(sum);
     }
@@ -306,89 +304,6 @@ impl<'r> Conntrack<'r> {
     fn is_over(&self, hit: Hit, tick: u64) -> bool {
         let seen = self.region.rows[hit.id.0 as usize].seen;
         (tick as u32).wrapping_sub(seen) >= self.settings.timeouts.ticks(hit.state)
-    }
-
-    /// Judges a packet of a known connection, and lets it take effect if it is valid: state, windows, time of last use.
-    ///
-    /// # Errors
-    /// [`Invalid`]: the packet is to be dropped; it has changed nothing.
-    #[inline]
-    pub fn track(&mut self, hit: Hit, signal: &Signal, now: Instant) -> Result<Track, Invalid> {
-        let slot = hit.id.0;
-        if !self.region.is_connection(slot) {
-            return Err(self.counters.count_invalid(Invalid::Gone));
-        }
-        let detail = &self.region.details[slot as usize];
-        let flow_protocol = self.region.rows[slot as usize].protocol;
-        let state = State::from_raw(self.region.rows[slot as usize].state).unwrap_or(hit.state);
-        let mut tracking = Tracking::None;
-        let next = match (signal, flow_protocol) {
-            (Signal::Tcp(segment), protocol::TCP) => {
-                let mut tcp = detail.tcp(state);
-                let next = tcp.advance(state, hit.direction, segment);
-                tracking = Tracking::Tcp(tcp);
-                next
-            }
-            (Signal::Sctp(chunks), protocol::SCTP) => {
-                let mut tags = detail.tags(state);
-                let next = tags.advance(state, hit.direction, chunks);
-                tracking = Tracking::Sctp(tags);
-                next
-            }
-            _ => datagram(state, hit.direction, signal),
-        };
-        match next {
-            Ok(Next::To(new)) => {
-                let tick = self.clock.tick_at(now);
-                self.region.rows[slot as usize].seen = tick as u32;
-                self.settle(slot, state, new, &tracking, tick);
-                Ok(Track::Belongs)
-            }
-            Ok(Next::Aside) => {
-                self.settle(slot, state, state, &tracking, 0);
-                Ok(Track::Belongs)
-            }
-            Ok(Next::Reopen) => {
-                self.discard(slot);
-                self.counters.reopened += 1;
-                Ok(Track::Anew)
-            }
-            Err(invalid) => Err(self.counters.count_invalid(invalid)),
-        }
-    }
-
-    /// Writes what tracking has found, and moves the connection to where its new state belongs.
-    #[inline]
-    fn settle(&mut self, slot: u32, old: State, new: State, tracking: &Tracking, tick: u64) {
-        let moved = old.standing() != new.standing();
-        if moved {
-            self.region.list_remove(slot, old.standing());
-            self.count_standing(slot, old.standing(), new.standing());
-        }
-        let detail = &mut self.region.details[slot as usize];
-        detail.store(new, tracking);
-        if old != new || !matches!(tracking, Tracking::None) {
-            detail.seal = detail.expected_seal(new as u8);
-        }
-        if old == new {
-            return;
-        }
-        self.region.rows[slot as usize].state = new as u8;
-        if moved {
-            self.region.list_push(slot, new.standing());
-        }
-        let timeouts = &self.settings.timeouts;
-        if timeouts.ticks(new) < timeouts.ticks(old) {
-            self.hasten(slot, tick + u64::from(timeouts.ticks(new)));
-        }
-    }
-
-    fn count_standing(&mut self, slot: u32, old: Standing, new: Standing) {
-        let owner = usize::from(self.region.rows[slot as usize].owner);
-        if let Some(owner) = self.region.owners.get_mut(owner) {
-            owner.unreplied -= u32::from(old == Standing::Unreplied);
-            owner.unreplied += u32::from(new == Standing::Unreplied);
-        }
     }
 
     /// What was attached to a connection; nothing, if it is gone.
@@ -480,25 +395,6 @@ impl<'r> Conntrack<'r> {
     pub fn used(&self) -> u32 {
         self.region.header.used
     }
-}
-
-/// Protocols without a handshake.
-#[inline]
-fn datagram(state: State, direction: Direction, signal: &Signal) -> Result<Next, Invalid> {
-    let reply = direction == Direction::Reply;
-    Ok(Next::To(match (state, signal) {
-        (State::UdpUnreplied, Signal::Datagram) if reply => State::UdpReplied,
-        (State::UdpReplied, Signal::Datagram) if !reply => State::UdpStream,
-        (State::UdpUnreplied | State::UdpReplied | State::UdpStream, Signal::Datagram) => state,
-        (State::EchoUnreplied | State::EchoReplied, Signal::Answer) if reply => State::EchoReplied,
-        (State::EchoUnreplied | State::EchoReplied, Signal::Query) if !reply => state,
-        (State::EchoUnreplied | State::EchoReplied, Signal::Query | Signal::Answer) => {
-            return Err(Invalid::Unsolicited);
-        }
-        (State::OtherUnreplied, Signal::Datagram) if reply => State::OtherReplied,
-        (State::OtherUnreplied | State::OtherReplied, Signal::Datagram) => state,
-        _ => return Err(Invalid::Protocol),
-    }))
 }
 
 #[cfg(test)]

@@ -23,9 +23,10 @@ pub struct Counters {
     pub reopened: u64,
     pub evicted_unreplied: u64,
     pub evicted_spent: u64,
-    /// Refused because everything was established; of these, because two buckets were full.
+    /// Refused because everything was established.
     pub refused_full: u64,
-    pub refused_crowded: u64,
+    /// Times that both buckets of a flow were full, so that another entry had to move.
+    pub crowded: u64,
     pub refused_quota: u64,
     /// Packets that were judged invalid.
     pub invalid: u64,
@@ -117,7 +118,8 @@ impl Conntrack<'_> {
         let row = self.region.rows.get(slot as usize)?;
         let state = State::from_raw(row.state)?;
         let age = tick.wrapping_sub(row.seen);
-        let left = self.settings.timeouts.ticks(state).checked_sub(age)?;
+        let timeout = self.settings.timeouts.ticks(state);
+        let left = timeout.checked_sub(age).filter(|left| *left > 0)?;
         let span = |ticks: u32| Duration::from_micros(u64::from(ticks) << TICK_SHIFT);
         Some(Entry {
             id: ConnId(slot),

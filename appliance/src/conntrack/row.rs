@@ -117,40 +117,49 @@ impl Region<'_> {
         if row.protocol != flow.protocol() || row.is_v6() != flow.is_v6() {
             return None;
         }
+        if flow.is_v6() {
+            return self.direction_of_v6(row, flow);
+        }
+        let [a, b, c, d, ..] = row.addresses;
         let ports = [flow.source_port(), flow.destination_port()];
-        if row.original_ports == ports && is_between(row, 0, flow) {
+        let pair = [flow.source().v4_octets(), flow.destination().v4_octets()];
+        if (row.original_ports == ports) & ([a, b] == pair) {
+            return Some(Direction::Original);
+        }
+        ((row.reply_ports == ports) & ([c, d] == pair)).then_some(Direction::Reply)
+    }
+
+    fn direction_of_v6(&self, row: &Row, flow: &Flow) -> Option<Direction> {
+        let ports = [flow.source_port(), flow.destination_port()];
+        let (source, destination) = (flow.source(), flow.destination());
+        if row.original_ports == ports && row.wide() == (source, destination) {
             return Some(Direction::Original);
         }
         if row.reply_ports != ports {
             return None;
         }
-        let replies = if !row.is_v6() {
-            is_between(row, 2, flow)
-        } else if row.is_translated() {
-            is_between(self.rows.get(unpack(row.extension) as usize)?, 0, flow)
+        let replies = if row.is_translated() {
+            let extension = self.rows.get(unpack(row.extension) as usize)?;
+            extension.wide() == (source, destination)
         } else {
-            is_between(row, 0, &flow.reversed())
+            row.wide() == (destination, source)
         };
         replies.then_some(Direction::Reply)
     }
 
     /// The flow of a connection's answers.
     pub(crate) fn reply_of(&self, row: &Row) -> Flow {
-        match (row.is_v6(), row.is_translated()) {
-            (false, _) => row.reply4(),
-            (true, false) => row.original().reversed(),
-            // An extension lives as long as its connection (invariant 3 of the lists).
-            (true, true) => self.rows[unpack(row.extension) as usize].reply6(),
-        }
+        reply_of(self.rows, row)
     }
 }
 
-#[inline]
-fn is_between(row: &Row, at: usize, flow: &Flow) -> bool {
-    if flow.is_v6() {
-        row.wide() == (flow.source(), flow.destination())
-    } else {
-        row.narrow(at) == (flow.source(), flow.destination())
+/// The flow of the answers of the connection in `row`, one of `rows`.
+pub(crate) fn reply_of(rows: &[Row], row: &Row) -> Flow {
+    match (row.is_v6(), row.is_translated()) {
+        (false, _) => row.reply4(),
+        (true, false) => row.original().reversed(),
+        // An extension lives as long as its connection (invariant 3 of the lists).
+        (true, true) => rows[unpack(row.extension) as usize].reply6(),
     }
 }
 

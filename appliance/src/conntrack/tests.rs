@@ -1,5 +1,6 @@
 use super::*;
 use crate::address::Address;
+use crate::wire::protocol;
 use std::vec::Vec;
 
 /// A table in its own memory.
@@ -145,6 +146,9 @@ fn a_translation_in_use_is_refused() {
     assert!(matches!(second, Err(CommitError::ReplyTaken(hit)) if hit.id == first.id));
     // Nor may it be the original flow of another connection.
     let second = table.begin(udp(2), udp(1), &Signal::Datagram, at(1));
+    assert!(matches!(second, Err(CommitError::ReplyTaken(hit)) if hit.id == first.id));
+    // Nor, without a translation of its own, be taken for the answer to what a translated one began with.
+    let second = table.begin(udp(1).reversed(), udp(1), &Signal::Datagram, at(1));
     assert!(matches!(second, Err(CommitError::ReplyTaken(hit)) if hit.id == first.id));
     let other = Flow::new(v6(7), v6(8), protocol::UDP, 53, 61_000);
     let second = table.begin(udp(2), other, &Signal::Datagram, at(1));

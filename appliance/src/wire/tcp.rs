@@ -40,3 +40,16 @@ impl Header {
         self.flags & flags == flags
     }
 }
+
+/// The shift of the window scale option among `options`, if it is there (RFC 7323 §2.2).
+pub fn window_scale(mut options: &[u8]) -> Option<u8> {
+    loop {
+        options = match options {
+            [] | [0, ..] => return None,
+            [1, rest @ ..] => rest,
+            [3, 3, shift, ..] => return Some(*shift),
+            [_, length, ..] => options.get(usize::from(*length).max(2)..)?,
+            [_] => return None,
+        };
+    }
+}

@@ -123,7 +123,8 @@ fn appliance(
     });
     let control = control.map(|console| Control::new(console, facts));
     let mut arena = Arena::new(memory.rest());
-    let pipeline = Pipeline::new(&mut arena, Capacity::default(), entropy::seed())?;
+    let capacity = Capacity::fitting(arena.left());
+    let pipeline = Pipeline::new(&mut arena, capacity, entropy::seed())?;
     Ok(Loop::new(machine, trunk, control, pipeline))
 }
 

@@ -8,6 +8,8 @@
 //!
 //! * [`document`]: YAML and JSON with line numbers. [`finding`]: what is wrong, and where.
 //! * [`object`]: the objects as far as the network needs them. [`validate`]: the only way to make one.
+pub mod compile;
+pub mod diff;
 pub mod document;
 pub mod finding;
 pub mod object;

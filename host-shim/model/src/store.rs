@@ -140,6 +140,18 @@ impl Store {
         self.pods.values()
     }
 
+    /// The pods of a namespace.
+    pub fn pods_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        let from = Name {
+            namespace: namespace.clone(),
+            name: Arc::from(""),
+        };
+        let of_namespace = self.pods.range(from..);
+        of_namespace
+            .take_while(move |(name, _)| name.namespace == *namespace)
+            .map(|(_, pod)| pod)
+    }
+
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
     }
@@ -154,6 +166,21 @@ impl Store {
 
     pub fn network_policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
         self.network_policies.values()
+    }
+
+    /// The NetworkPolicies of a namespace.
+    pub fn network_policies_in(
+        &self,
+        namespace: &Arc<str>,
+    ) -> impl Iterator<Item = &NetworkPolicy> {
+        let from = Name {
+            namespace: namespace.clone(),
+            name: Arc::from(""),
+        };
+        let of_namespace = self.network_policies.range(from..);
+        of_namespace
+            .take_while(move |(name, _)| name.namespace == *namespace)
+            .map(|(_, policy)| policy)
     }
 
     pub fn cluster_policies(&self) -> impl Iterator<Item = &ClusterPolicy> {

@@ -1,4 +1,8 @@
 //! What is wrong with a manifest is said with its place, and nothing wrong gets into the store.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where its ground is not as it expects"
+)]
 
 use std::fs;
 use std::path::Path;

@@ -106,8 +106,7 @@ fn tcg(config: &Config, sockets: &Sockets) -> Vec<OsString> {
     // A comma in a QEMU option value is written twice.
     let option = |path: &Path| path.to_string_lossy().replace(',', ",,");
     let (trunk, control) = (option(&sockets.trunk), option(&sockets.control));
-    let machine =
-        "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=off,memory-backend=ram";
+    let machine = "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=off,memory-backend=ram";
     let arguments = [
         "-M",
         machine,

@@ -83,6 +83,11 @@ impl Selector {
         self.0.is_empty()
     }
 
+    /// The conditions.
+    pub fn requirements(&self) -> impl Iterator<Item = &Requirement> {
+        self.0.iter()
+    }
+
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| {
             let value = labels.get(&requirement.key);

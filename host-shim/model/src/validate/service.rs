@@ -1,10 +1,12 @@
 //! Services and EndpointSlices.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use sluice_contract::limits;
 
 use super::Check;
 use super::fields::{port_name, shared};
@@ -105,6 +107,18 @@ impl Check<'_> {
             let field = format!("spec.loadBalancerSourceRanges[{index}]");
             let range: Option<Prefix> = self.prefix(&field, text.trim());
             read.source_ranges.extend(range);
+        }
+        for v6 in [false, true] {
+            let of_family = read
+                .source_ranges
+                .iter()
+                .filter(|it| it.address().is_ipv6() == v6);
+            let lengths: BTreeSet<u8> = of_family.map(Prefix::length).collect();
+            if lengths.len() > limits::SOURCE_LENGTHS {
+                let most = limits::SOURCE_LENGTHS;
+                let reason = format!("More than {most} different prefix lengths in one family");
+                self.error("spec.loadBalancerSourceRanges", reason);
+            }
         }
     }
 

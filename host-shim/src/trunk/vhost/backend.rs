@@ -1,25 +1,44 @@
-//! One VMM's requests, as the `vhost` crate hands them over, and the two queues they are about.
+//! One VMM's requests, and the two queues they are about.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
-
+use super::wire::{Reply, Request};
 use super::{TrunkPeer, TrunkState};
 use crate::trunk::driver::{Command, Mailbox};
 use crate::trunk::features::Features;
-use crate::trunk::memory::{GuestMemory, RegionSpec};
-use crate::trunk::ring::{Ring, RingSpec};
+use crate::trunk::memory::{GuestMemory, MemoryError};
+use crate::trunk::ring::{Ring, RingError, RingSpec};
 
 /// Queues of the trunk: one pair.
 const QUEUES: usize = 2;
+/// The protocol features offered: only that of answering every request (`VHOST_USER_PROTOCOL_F_REPLY_ACK`).
+const REPLY_ACK: u64 = 1 << 3;
+
+/// Why a request is refused. The conversation goes on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("Feature bits {0:#x} were not offered")]
+    Features(u64),
+    #[error("Protocol feature bits {0:#x} were not offered")]
+    ProtocolFeatures(u64),
+    #[error("There is no queue {0}")]
+    Queue(u32),
+    #[error("{0} is no ring size or index")]
+    Number(u32),
+    #[error("The guest did not accept VERSION_1 and MRG_RXBUF")]
+    Header,
+    #[error("Request {0} belongs to a feature that was not offered")]
+    Other(u32),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error("A file descriptor of the VMM cannot be used")]
+    Descriptor(#[from] io::Error),
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -46,14 +65,6 @@ pub(super) struct Backend {
     state: TrunkState,
 }
 
-fn refused(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, error))
-}
-
-fn unsupported(what: &'static str) -> Error {
-    Error::ReqHandlerError(io::Error::new(io::ErrorKind::Unsupported, what))
-}
-
 impl Backend {
     pub(super) fn new(
         offered: Features,
@@ -74,25 +85,130 @@ impl Backend {
         }
     }
 
-    fn queue(&mut self, index: u32) -> Result<&mut Queue> {
-        let index = usize::try_from(index).unwrap_or(usize::MAX);
-        self.queues.get_mut(index).ok_or(Error::InvalidParam)
+    /// Does what a request asks for.
+    ///
+    /// # Errors
+    /// Why not; nothing has changed then.
+    pub(super) fn obey(&mut self, request: Request) -> Result<Reply, Refusal> {
+        match request {
+            Request::GetFeatures => return Ok(Reply::Number(self.offered.0)),
+            Request::GetProtocolFeatures => return Ok(Reply::Number(REPLY_ACK)),
+            Request::SetProtocolFeatures(bits) if bits & !REPLY_ACK != 0 => {
+                return Err(Refusal::ProtocolFeatures(bits & !REPLY_ACK));
+            }
+            Request::SetOwner | Request::SetProtocolFeatures(_) => {}
+            Request::ResetOwner => self.stop_all(),
+            Request::SetFeatures(bits) => self.set_features(bits)?,
+            Request::SetMemTable(table, files) => {
+                let memory = GuestMemory::map(&table, files)?;
+                // Running rings go over to the new memory: they resume where the guest has seen them.
+                self.stop_all();
+                self.memory = Some(Arc::new(memory));
+                self.settle_all()?;
+            }
+            Request::SetVringNum { queue, size } => {
+                self.queue(queue)?.size = u16::try_from(size).map_err(|_| Refusal::Number(size))?;
+            }
+            Request::SetVringAddr { queue, areas } => {
+                self.queue(queue)?.areas = Some(areas);
+                self.settle(queue)?;
+            }
+            // Only remembered for the answer: a ring resumes at the used index in guest memory.
+            Request::SetVringBase { queue, base } => {
+                self.queue(queue)?.base = u16::try_from(base).map_err(|_| Refusal::Number(base))?;
+            }
+            Request::GetVringBase { queue } => {
+                self.queue(queue)?.wanted = false;
+                self.settle(queue)?;
+                let q = self.queue(queue)?;
+                q.kick = None;
+                return Ok(Reply::Base {
+                    queue,
+                    base: q.base.into(),
+                });
+            }
+            Request::SetVringKick { queue, file } => self.set_kick(queue, file)?,
+            Request::SetVringCall { queue, file } => self.set_call(queue, file)?,
+            Request::SetVringErr { queue } => drop(self.queue(queue)?),
+            Request::SetVringEnable { queue, enable } => {
+                self.queue(queue)?.enabled = enable;
+                self.settle(queue)?;
+            }
+            Request::Other { code } => return Err(Refusal::Other(code)),
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn stop_all(&mut self) {
+        for index in 0..QUEUES {
+            if self.queues.get(index).is_some_and(|q| q.running) {
+                self.stop(index);
+            }
+        }
+    }
+
+    fn queue(&mut self, queue: u32) -> Result<&mut Queue, Refusal> {
+        let index = usize::try_from(queue).unwrap_or(usize::MAX);
+        self.queues.get_mut(index).ok_or(Refusal::Queue(queue))
+    }
+
+    fn set_features(&mut self, bits: u64) -> Result<(), Refusal> {
+        if bits & !self.offered.0 != 0 {
+            return Err(Refusal::Features(bits & !self.offered.0));
+        }
+        if self.accepted != Features(bits) {
+            self.accepted = Features(bits);
+            self.mailbox
+                .send(Command::Offloads(self.accepted.guest_takes()));
+        }
+        if !self.accepted.rings_begin_disabled() {
+            self.queues.iter_mut().for_each(|q| q.enabled = true);
+        }
+        self.settle_all()
+    }
+
+    fn set_kick(&mut self, queue: u32, file: Option<File>) -> Result<(), Refusal> {
+        let kick = non_blocking(file)?;
+        let q = self.queue(queue)?;
+        q.kick = kick;
+        q.wanted = true;
+        // A new descriptor for a running ring: serve it anew.
+        if q.running {
+            self.stop(queue as usize);
+        }
+        self.settle(queue)
+    }
+
+    fn set_call(&mut self, queue: u32, file: Option<File>) -> Result<(), Refusal> {
+        let call = non_blocking(file)?;
+        let copy = call.as_ref().map(File::try_clone).transpose()?;
+        let q = self.queue(queue)?;
+        q.call = call;
+        if q.running {
+            self.mailbox.send(Command::SetCall {
+                queue: queue as usize,
+                call: copy,
+            });
+        }
+        Ok(())
+    }
+
+    fn settle_all(&mut self) -> Result<(), Refusal> {
+        (0..QUEUES as u32).try_for_each(|queue| self.settle(queue))
     }
 
     /// Starts or stops a queue so that it runs exactly when it should.
-    fn settle(&mut self, index: usize) -> Result<()> {
-        let event_idx = self.accepted.event_idx();
-        let Some(queue) = self.queues.get_mut(index) else {
-            return Ok(());
-        };
-        let should_run = queue.enabled && queue.wanted;
-        match (queue.running, should_run, queue.areas, &self.memory) {
+    fn settle(&mut self, queue: u32) -> Result<(), Refusal> {
+        let (memory, accepted) = (self.memory.clone(), self.accepted);
+        let index = queue as usize;
+        let q = self.queue(queue)?;
+        match (q.running, q.enabled && q.wanted, q.areas, memory) {
             (true, false, ..) => self.stop(index),
             (false, true, Some([descriptors, available, used]), Some(memory)) => {
-                if !self.accepted.long_header() {
-                    return Err(unsupported("VERSION_1 and MRG_RXBUF are required"));
+                if !accepted.long_header() {
+                    return Err(Refusal::Header);
                 }
-                let size = queue.size;
+                let (size, event_idx) = (q.size, accepted.event_idx());
                 let spec = RingSpec {
                     size,
                     descriptors,
@@ -100,11 +216,10 @@ impl Backend {
                     used,
                     event_idx,
                 };
-                let ring = Box::new(Ring::new(memory.clone(), &spec).map_err(refused)?);
-                let copy = |file: &Option<File>| file.as_ref().map(File::try_clone).transpose();
-                let call = copy(&queue.call).map_err(Error::ReqHandlerError)?;
-                let kick = copy(&queue.kick).map_err(Error::ReqHandlerError)?;
-                queue.running = true;
+                let ring = Box::new(Ring::new(memory, &spec)?);
+                let call = q.call.as_ref().map(File::try_clone).transpose()?;
+                let kick = q.kick.as_ref().map(File::try_clone).transpose()?;
+                q.running = true;
                 self.mailbox.send(Command::StartRing {
                     queue: index,
                     ring,
@@ -131,14 +246,6 @@ impl Backend {
         self.tell_state();
     }
 
-    pub(super) fn stop_all(&mut self) {
-        for index in 0..QUEUES {
-            if self.queues[index].running {
-                self.stop(index);
-            }
-        }
-    }
-
     fn tell_state(&self) {
         let serving = self.queues.iter().all(|q| q.running);
         let features = self.accepted.0;
@@ -151,217 +258,11 @@ impl Backend {
 }
 
 /// A descriptor shared with the VMM must never make the data path wait, whatever it really is.
-fn non_blocking(file: Option<File>) -> Result<Option<File>> {
+fn non_blocking(file: Option<File>) -> io::Result<Option<File>> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     if let Some(file) = &file {
-        let failed = |e: nix::errno::Errno| Error::ReqHandlerError(e.into());
-        let flags = fcntl(file.as_fd(), FcntlArg::F_GETFL).map_err(failed)?;
-        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-        fcntl(file.as_fd(), FcntlArg::F_SETFL(flags)).map_err(failed)?;
+        let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
+        fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     }
     Ok(file)
-}
-
-impl VhostUserBackendReqHandlerMut for Backend {
-    fn set_owner(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset_owner(&mut self) -> Result<()> {
-        self.stop_all();
-        Ok(())
-    }
-
-    fn reset_device(&mut self) -> Result<()> {
-        self.stop_all();
-        Ok(())
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok(self.offered.0)
-    }
-
-    fn set_features(&mut self, features: u64) -> Result<()> {
-        if features & !self.offered.0 != 0 {
-            return Err(Error::InvalidParam);
-        }
-        let changed = self.accepted != Features(features);
-        self.accepted = Features(features);
-        if changed {
-            self.mailbox
-                .send(Command::Offloads(self.accepted.guest_takes()));
-        }
-        if !self.accepted.rings_begin_disabled() {
-            for index in 0..QUEUES {
-                self.queues[index].enabled = true;
-                self.settle(index)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_mem_table(
-        &mut self,
-        table: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy_listening: Option<bool>,
-    ) -> Result<Option<Vec<u64>>> {
-        let spec = |r: &VhostUserMemoryRegion| RegionSpec {
-            guest: r.guest_phys_addr,
-            len: r.memory_size,
-            user: r.user_addr,
-            offset: r.mmap_offset,
-        };
-        let table: Vec<_> = table.iter().map(spec).collect();
-        let memory = GuestMemory::map(&table, files).map_err(refused)?;
-        // Running rings go over to the new memory: they resume where the guest has seen them.
-        self.stop_all();
-        self.memory = Some(Arc::new(memory));
-        for index in 0..QUEUES {
-            self.settle(index)?;
-        }
-        Ok(None)
-    }
-
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        self.queue(index)?.size = u16::try_from(num).map_err(|_| Error::InvalidParam)?;
-        Ok(())
-    }
-
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        _flags: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        _log: u64,
-    ) -> Result<()> {
-        self.queue(index)?.areas = Some([descriptor, available, used]);
-        self.settle(index as usize)
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        // Only remembered for the answer: a ring resumes at the used index in guest memory.
-        self.queue(index)?.base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
-        Ok(())
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        self.queue(index)?.wanted = false;
-        self.settle(index as usize)?;
-        let queue = self.queue(index)?;
-        queue.kick = None;
-        Ok(VhostUserVringState::new(index, u32::from(queue.base)))
-    }
-
-    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let kick = non_blocking(fd)?;
-        let queue = self.queue(index.into())?;
-        queue.kick = kick;
-        queue.wanted = true;
-        // A new descriptor for a running ring: serve it anew.
-        if queue.running {
-            self.stop(index.into());
-        }
-        self.settle(index.into())
-    }
-
-    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let fd = non_blocking(fd)?;
-        let copy = fd.as_ref().map(File::try_clone).transpose();
-        let call = copy.map_err(Error::ReqHandlerError)?;
-        let queue = self.queue(index.into())?;
-        queue.call = fd;
-        if queue.running {
-            self.mailbox.send(Command::SetCall {
-                queue: index.into(),
-                call,
-            });
-        }
-        Ok(())
-    }
-
-    fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> Result<()> {
-        self.queue(index.into()).map(|_| ())
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::REPLY_ACK)
-    }
-
-    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(QUEUES as u64)
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        self.queue(index)?.enabled = enable;
-        self.settle(index as usize)
-    }
-
-    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        Err(unsupported("no device configuration"))
-    }
-
-    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        Err(unsupported("no device configuration"))
-    }
-
-    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
-        Err(unsupported("not a GPU"))
-    }
-
-    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
-        Err(unsupported("no shared objects"))
-    }
-
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(unsupported("no in-flight log: chains are used in order"))
-    }
-
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(unsupported("no in-flight log: chains are used in order"))
-    }
-
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Err(unsupported("no memory hot-plug"))
-    }
-
-    fn add_mem_region(
-        &mut self,
-        _: &VhostUserSingleMemoryRegion,
-        _: File,
-        _: Option<bool>,
-    ) -> Result<Option<u64>> {
-        Err(unsupported("no memory hot-plug"))
-    }
-
-    fn remove_mem_region(&mut self, _: &VhostUserSingleMemoryRegion) -> Result<()> {
-        Err(unsupported("no memory hot-plug"))
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
-    ) -> Result<Option<File>> {
-        Err(unsupported("no device state"))
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        Err(unsupported("no device state"))
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(unsupported("no shared memory regions"))
-    }
-
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(unsupported("no dirty log"))
-    }
 }

@@ -3,18 +3,19 @@
 //! One thread listens and serves one VMM at a time; a second one waits in the socket's backlog until the first has gone. The
 //! VMM is not trusted either: a malformed message ends the connection, never the daemon.
 
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vhost::vhost_user::{BackendReqHandler, Error};
-
 use self::backend::Backend;
+use self::wire::Reply;
 use super::driver::Mailbox;
 use super::features::Features;
 
 mod backend;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 /// What is known of the VMM on the trunk socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl TrunkState {
 pub fn serve(listener: &UnixListener, offered: Features, mailbox: &Mailbox, state: &TrunkState) {
     for connection in listener.incoming() {
         match connection {
-            Ok(stream) => converse(stream, offered, mailbox, state),
+            Ok(stream) => converse(&stream, offered, mailbox, state),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the trunk socket");
                 std::thread::sleep(std::time::Duration::from_millis(100));
@@ -55,37 +56,36 @@ pub fn serve(listener: &UnixListener, offered: Features, mailbox: &Mailbox, stat
     }
 }
 
-fn converse(stream: UnixStream, offered: Features, mailbox: &Mailbox, state: &TrunkState) {
-    let pid = peer_pid(&stream);
+fn converse(stream: &UnixStream, offered: Features, mailbox: &Mailbox, state: &TrunkState) {
+    let pid = peer_pid(stream);
     state.set(Some(TrunkPeer {
         pid,
         ..TrunkPeer::default()
     }));
     tracing::info!(pid, "VMM connected to the trunk");
-    let backend = Backend::new(offered, mailbox.clone(), pid, state.clone());
-    let backend = Arc::new(Mutex::new(backend));
-    let mut handler = BackendReqHandler::from_stream(stream, backend.clone());
+    let mut backend = Backend::new(offered, mailbox.clone(), pid, state.clone());
     let end = loop {
-        if let Err(error) = handler.handle_request() {
-            // A refused request is answered and the conversation goes on; a broken one is over.
-            if matches!(error, Error::ReqHandlerError(_) | Error::InvalidParam) {
-                tracing::warn!(%error, "trunk request refused");
-                continue;
-            }
+        if let Err(error) = answer(stream, &mut backend) {
             break error;
         }
     };
-    backend
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .stop_all();
+    backend.stop_all();
     state.set(None);
-    match end {
-        Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_) => {
-            tracing::info!(pid, "VMM left the trunk");
-        }
-        error => tracing::warn!(pid, %error, "trunk connection ended"),
+    match end.kind() {
+        io::ErrorKind::InvalidData => tracing::warn!(pid, error = %end, "trunk connection ended"),
+        _ => tracing::info!(pid, "VMM left the trunk"),
     }
+}
+
+/// Reads one request, does what it asks for, and answers.
+fn answer(stream: &UnixStream, backend: &mut Backend) -> io::Result<()> {
+    let (request, ticket) = wire::receive(stream)?;
+    let reply = backend.obey(request).unwrap_or_else(|refusal| {
+        let error: &dyn std::error::Error = &refusal;
+        tracing::warn!(error, "trunk request refused");
+        Reply::Refused
+    });
+    ticket.reply(stream, reply)
 }
 
 /// The process at the other end of a unix socket.

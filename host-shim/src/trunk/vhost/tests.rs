@@ -106,7 +106,7 @@ impl Bench {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mailbox, state) = (self.driver.mailbox().clone(), self.state.clone());
         let offered = Features::offered(Offloads::ALL);
-        let serve = move || converse(ours, offered, &mailbox, &state);
+        let serve = move || converse(&ours, offered, &mailbox, &state);
         (theirs, std::thread::spawn(serve))
     }
 }

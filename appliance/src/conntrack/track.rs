@@ -1,0 +1,122 @@
+//! A packet meets its connection: judged by its protocol's rules, and what follows for state, time and place.
+
+use crate::conntrack::row::Tracking;
+use crate::conntrack::state::{Standing, State};
+use crate::conntrack::tcp::Next;
+use crate::conntrack::{Conntrack, Hit, Invalid, Signal};
+use crate::flow::Direction;
+use crate::time::Instant;
+use crate::wire::protocol;
+
+/// What a valid packet of a known connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Track {
+    /// Part of the connection.
+    Belongs,
+    /// The beginning of another connection with the same flow; the old one is gone. Go on as after a miss.
+    Anew,
+}
+
+impl Conntrack<'_> {
+    /// Judges a packet of a known connection, and lets it take effect if it is valid: state, windows, time of last use.
+    ///
+    /// # Errors
+    /// [`Invalid`]: the packet is to be dropped; it has changed nothing.
+    #[inline]
+    pub fn track(&mut self, hit: Hit, signal: &Signal, now: Instant) -> Result<Track, Invalid> {
+        let slot = hit.id.0;
+        if !self.region.is_connection(slot) {
+            return Err(self.counters.count_invalid(Invalid::Gone));
+        }
+        let detail = &self.region.details[slot as usize];
+        let flow_protocol = self.region.rows[slot as usize].protocol;
+        let state = State::from_raw(self.region.rows[slot as usize].state).unwrap_or(hit.state);
+        let mut tracking = Tracking::None;
+        let next = match (signal, flow_protocol) {
+            (Signal::Tcp(segment), protocol::TCP) => {
+                let mut tcp = detail.tcp(state);
+                let next = tcp.advance(state, hit.direction, segment);
+                tracking = Tracking::Tcp(tcp);
+                next
+            }
+            (Signal::Sctp(chunks), protocol::SCTP) => {
+                let mut tags = detail.tags(state);
+                let next = tags.advance(state, hit.direction, chunks);
+                tracking = Tracking::Sctp(tags);
+                next
+            }
+            _ => datagram(state, hit.direction, signal),
+        };
+        match next {
+            Ok(Next::To(new)) => {
+                let tick = self.clock.tick_at(now);
+                self.region.rows[slot as usize].seen = tick as u32;
+                self.settle(slot, state, new, &tracking, tick);
+                Ok(Track::Belongs)
+            }
+            Ok(Next::Aside) => {
+                self.settle(slot, state, state, &tracking, 0);
+                Ok(Track::Belongs)
+            }
+            Ok(Next::Reopen) => {
+                self.discard(slot);
+                self.counters.reopened += 1;
+                Ok(Track::Anew)
+            }
+            Err(invalid) => Err(self.counters.count_invalid(invalid)),
+        }
+    }
+
+    /// Writes what tracking has found, and moves the connection to where its new state belongs.
+    #[inline]
+    fn settle(&mut self, slot: u32, old: State, new: State, tracking: &Tracking, tick: u64) {
+        let moved = old.standing() != new.standing();
+        if moved {
+            self.region.list_remove(slot, old.standing());
+            self.count_standing(slot, old.standing(), new.standing());
+        }
+        let detail = &mut self.region.details[slot as usize];
+        detail.store(new, tracking);
+        if old != new || !matches!(tracking, Tracking::None) {
+            detail.seal = detail.expected_seal(new as u8);
+        }
+        if old == new {
+            return;
+        }
+        self.region.rows[slot as usize].state = new as u8;
+        if moved {
+            self.region.list_push(slot, new.standing());
+        }
+        let timeouts = &self.settings.timeouts;
+        if timeouts.ticks(new) < timeouts.ticks(old) {
+            self.hasten(slot, tick + u64::from(timeouts.ticks(new)));
+        }
+    }
+
+    fn count_standing(&mut self, slot: u32, old: Standing, new: Standing) {
+        let owner = usize::from(self.region.rows[slot as usize].owner);
+        if let Some(owner) = self.region.owners.get_mut(owner) {
+            owner.unreplied -= u32::from(old == Standing::Unreplied);
+            owner.unreplied += u32::from(new == Standing::Unreplied);
+        }
+    }
+}
+
+/// Protocols without a handshake.
+#[inline]
+fn datagram(state: State, direction: Direction, signal: &Signal) -> Result<Next, Invalid> {
+    let reply = direction == Direction::Reply;
+    Ok(Next::To(match (state, signal) {
+        (State::UdpUnreplied, Signal::Datagram) if reply => State::UdpReplied,
+        (State::UdpReplied, Signal::Datagram) if !reply => State::UdpStream,
+        (State::UdpUnreplied | State::UdpReplied | State::UdpStream, Signal::Datagram) => state,
+        (State::EchoUnreplied | State::EchoReplied, Signal::Answer) if reply => State::EchoReplied,
+        (State::EchoUnreplied | State::EchoReplied, Signal::Query) if !reply => state,
+        (State::EchoUnreplied | State::EchoReplied, Signal::Query | Signal::Answer) => {
+            return Err(Invalid::Unsolicited);
+        }
+        (State::OtherUnreplied, Signal::Datagram) if reply => State::OtherReplied,
+        (State::OtherUnreplied | State::OtherReplied, Signal::Datagram) => state,
+        _ => return Err(Invalid::Protocol),
+    }))
+}

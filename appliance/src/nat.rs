@@ -1,0 +1,116 @@
+//! When a source is rewritten, and to which port: mappings are endpoint-independent as long as ports permit (RFC 4787 REQ-1).
+//!
+//! The first port tried is a secret function of the inside address and port alone, so one inside endpoint has one outside port
+//! towards everybody, with its parity preserved (REQ-4). A port may serve several destinations; what tells the answers apart
+//! is the whole flow, and if that is taken the next port is tried. No protocol is looked into (REQ-10).
+
+use crate::address::Address;
+use crate::flow::Flow;
+use crate::hash::Hasher;
+use crate::tables::{Nat, Place, Tables};
+use sluice_contract::LinkId;
+use sluice_contract::service::PrefixUse;
+
+/// Ports that are tried before giving up. With 93 % of the ports towards one destination in use, one flow in 10¹⁶ finds none.
+pub const ATTEMPTS: u32 = 512;
+
+/// Whether traffic from a pod to `destination`, leaving by `egress`, gets the node's address (row E-01).
+pub fn leaves_cluster(
+    tables: &Tables<'_>,
+    nat: &Nat,
+    destination: Address,
+    place: Place,
+    egress: LinkId,
+) -> bool {
+    nat.row.masquerade_egress
+        && egress == LinkId::UPLINK
+        && place == Place::Elsewhere
+        && !matches!(
+            tables.purpose(destination),
+            Some(PrefixUse::Pods | PrefixUse::Keep)
+        )
+}
+
+/// The ports to try for a flow, in order.
+#[derive(Clone, Debug)]
+pub struct Candidates {
+    first: u32,
+    count: u32,
+    next: u32,
+    step: u32,
+    left: u32,
+}
+
+impl Candidates {
+    /// For the inside source of `flow`, out of the configured range.
+    pub fn of(hasher: &Hasher, nat: &Nat, flow: &Flow) -> Self {
+        let (first, last) = (u32::from(nat.row.first_port), u32::from(nat.row.last_port));
+        let count = last.saturating_sub(first) + 1;
+        let source = flow.source();
+        let port = u32::from(flow.source_port()) | u32::from(flow.protocol()) << 16;
+        let hash = hasher.hash([source.high(), source.low(), u64::from(port), 0x6e61_7421]);
+        let mut start = (hash as u32) % count;
+        if count > 1 && (start + first) & 1 != port & 1 {
+            start = (start ^ 1) % count;
+        }
+        let step = ((hash >> 32) as u32 % count) | 1;
+        Self {
+            first,
+            count,
+            next: start,
+            step: coprime(step, count),
+            left: ATTEMPTS.min(count),
+        }
+    }
+}
+
+/// The next number from `step` on that has no factor in common with `count`, so that steps of it visit everything.
+fn coprime(step: u32, count: u32) -> u32 {
+    let mut step = step.max(1);
+    while gcd(step, count) != 1 {
+        step += 1;
+    }
+    step
+}
+
+const fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+impl Iterator for Candidates {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        self.left = self.left.checked_sub(1)?;
+        let port = self.first + self.next;
+        self.next = (self.next + self.step) % self.count;
+        u16::try_from(port).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use sluice_contract::service::NatRow;
+    use std::collections::HashSet;
+
+    proptest! {
+        #[test]
+        fn e03_candidates_are_different_ports_of_the_range(first in 1u16.., span: u16, source: u16) {
+            let last = first.saturating_add(span);
+            let nat = Nat { row: NatRow { first_port: first, last_port: last, ..NatRow::default() }, present: true };
+            let flow = Flow::new(Address::v4([10, 0, 0, 1]), Address::v4([1, 1, 1, 1]), 17, source, 53);
+            let all: std::vec::Vec<u16> = Candidates::of(&Hasher::new([1; 16]), &nat, &flow).collect();
+            let count = u32::from(last - first) + 1;
+            prop_assert_eq!(all.len() as u32, count.min(ATTEMPTS));
+            prop_assert!(all.iter().all(|port| (first..=last).contains(port)));
+            prop_assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+            let other = Flow::new(Address::v4([10, 0, 0, 1]), Address::v4([9, 9, 9, 9]), 17, source, 99);
+            prop_assert!(Candidates::of(&Hasher::new([1; 16]), &nat, &other).eq(all));
+        }
+    }
+}

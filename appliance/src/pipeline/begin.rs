@@ -1,0 +1,415 @@
+//! A packet that nobody knows: it reaches a Service or not, policy allows it or not, its source is rewritten or not, and only
+//! then its connection begins.
+
+use super::refusal::{Answer, Refusal};
+use super::transit::{Stages, fits};
+use crate::address::Family;
+use crate::connection::{Memo, Path, signal_of};
+use crate::conntrack::{Attached, CommitError, Invalid, NewConnection, Signal, Stamp};
+use crate::flow::{Flow, FlowHash};
+use crate::frame::Frame;
+use crate::nat::{self, Candidates};
+use crate::observe::{Observer, Step};
+use crate::parse::{Fragment, Packet};
+use crate::policy::Query;
+use crate::reply::{self, Trouble};
+use crate::route;
+use crate::service::{self, Choice, NoChoice, Origin, Question};
+use crate::tables::Place;
+use crate::verdict::Verdict;
+use crate::wire::protocol;
+use sluice_contract::policy::{Direction as PolicyDirection, RuleId};
+use sluice_contract::{DropReason, Identity, LinkId, Protocol};
+
+/// UDP ports of tunnels: VXLAN by IANA and by Linux, Geneve.
+const TUNNEL_PORTS: [u16; 3] = [4789, 8472, 6081];
+
+/// A connection that only wants to be committed.
+struct Ready {
+    new: NewConnection,
+    /// The flow that leaves, before its source is rewritten.
+    to_backend: Flow,
+    masquerade: bool,
+    path: Path,
+}
+
+impl<O: Observer> Stages<'_, '_, O> {
+    /// A packet without a connection.
+    pub(super) fn beginning(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        flow: &Flow,
+        hash: FlowHash,
+    ) -> Result<Verdict, Refusal> {
+        if packet.fragment == Fragment::Later {
+            return Err(DropReason::FragmentRefused.into());
+        }
+        let place = self.tables.place(packet.destination);
+        let origin = Origin::of(frame.ingress);
+        self.admit(frame, packet, origin, place)?;
+        let choice = match self.serve(flow, place, origin) {
+            Ok(choice) => Some(choice),
+            Err(NoChoice::NotAService) => None,
+            Err(NoChoice::UndefinedPort) if packet.is_echo() => return self.ping(frame, packet),
+            Err(no) => return Err(refuse(no)),
+        };
+        if choice.is_none() {
+            if place == Place::Elsewhere && self.is_unallocated(packet) {
+                return Err(DropReason::SvcUnallocated.into());
+            }
+            if origin == Origin::Outside && matches!(place, Place::Node { .. }) {
+                // The node's own business, of which nothing is known here (row E-08).
+                return self.hand_to_node(frame, packet, flow);
+            }
+        }
+        let ready = self.prepare(frame, packet, (flow, hash), choice.as_ref(), place)?;
+        self.commit(frame, packet, flow, hash, &ready, choice.as_ref())
+    }
+
+    /// Who may not even ask.
+    fn admit(
+        &self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+        origin: Origin,
+        place: Place,
+    ) -> Result<(), Refusal> {
+        match origin {
+            Origin::Outside => match self.tables.place(packet.source) {
+                Place::Link(link) if link != frame.ingress => Err(DropReason::Spoof.into()),
+                Place::Node { .. } | Place::Cluster => Err(DropReason::Spoof.into()),
+                _ => Ok(()),
+            },
+            Origin::Pod => {
+                let tunnel = matches!(packet.protocol, protocol::IPIP | protocol::IPV6_IN_IP)
+                    || packet.protocol == protocol::UDP
+                        && packet
+                            .transport
+                            .ports()
+                            .is_some_and(|(_, to)| TUNNEL_PORTS.contains(&to));
+                let denied = self.tables.nat().is_none_or(|nat| nat.row.deny_encap);
+                if tunnel && denied && matches!(place, Place::Node { .. } | Place::Peer) {
+                    return Err(DropReason::EncapFromPod.into());
+                }
+                Ok(())
+            }
+            Origin::Node => Ok(()),
+        }
+    }
+
+    fn serve(&mut self, flow: &Flow, place: Place, origin: Origin) -> Result<Choice, NoChoice> {
+        let question = Question {
+            flow,
+            place,
+            origin,
+            now: self.now,
+        };
+        let chosen = service::choose(self.tables, &self.state.affinities, &question);
+        if let Ok(frontend) = service::frontend(self.tables, flow, place)
+            && (chosen.is_ok() || O::DRY)
+        {
+            self.observer.note(Step::Frontend {
+                service: frontend.service(),
+                kind: frontend.kind(),
+            });
+        }
+        if let Ok(choice) = &chosen {
+            self.observer.note(Step::Backend {
+                address: choice.address,
+                port: choice.port,
+            });
+        }
+        chosen
+    }
+
+    /// An address of the cluster's Services that nobody has: it must not wander off to the uplink (row S-07).
+    fn is_unallocated(&self, packet: &Packet) -> bool {
+        self.tables.purpose(packet.destination)
+            == Some(sluice_contract::service::PrefixUse::Services)
+    }
+
+    /// An echo request to a Service's address (row S-31).
+    fn ping(&mut self, frame: &mut Frame<'_>, packet: &Packet) -> Result<Verdict, Refusal> {
+        let answered = self.tables.nat().is_none_or(|nat| nat.row.answer_ping);
+        if !answered || packet.fragment != Fragment::Whole {
+            return Err(DropReason::SvcUndefinedPort.into());
+        }
+        self.may_answer(frame.ingress)?;
+        reply::echo(frame, packet, self.own_mac(frame.ingress))?;
+        Ok(Verdict::Reply)
+    }
+
+    fn hand_to_node(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        flow: &Flow,
+    ) -> Result<Verdict, Refusal> {
+        let path = Path {
+            link: LinkId::HOST,
+            route: None,
+        };
+        let hop = self.hop(path)?;
+        fits(frame, packet, &hop)?;
+        self.send(frame, packet, flow, flow, &hop)
+    }
+
+    /// Everything that has to say yes.
+    fn prepare(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+        (flow, hash): (&Flow, FlowHash),
+        choice: Option<&Choice>,
+        place: Place,
+    ) -> Result<Ready, Refusal> {
+        let ingress = frame.ingress;
+        let signal = signal_of(frame, packet).ok_or(DropReason::CtNotOpening)?;
+        let mut new = self.open(flow, hash, ingress, &signal)?;
+        let (to_backend, place) = match choice {
+            None => (*flow, place),
+            Some(choice) => (
+                flow.with_destination(choice.address, choice.port),
+                self.tables.place(choice.address),
+            ),
+        };
+        let path = route::path(self.tables, to_backend.destination())?;
+        let back = self.path_back(ingress, flow.source())?;
+        let rule = self.policy(ingress, &to_backend, place)?;
+        let hop = self.hop(path)?;
+        fits(frame, packet, &hop)?;
+        let memo = Memo {
+            service: choice.map(|choice| choice.service),
+            paths: [path, back],
+            rule,
+        };
+        new.attached = Attached {
+            stamp: Stamp {
+                originator: self.incarnation(ingress),
+                responder: self.incarnation_at(to_backend.destination()),
+                policy: self.tables.epoch,
+            },
+            words: memo.pack(),
+        };
+        let leaves = choice.is_none()
+            && ingress.is_pod()
+            && self.tables.nat().is_some_and(|nat| {
+                let to = to_backend.destination();
+                nat::leaves_cluster(self.tables, nat, to, place, path.link)
+            });
+        Ok(Ready {
+            new,
+            to_backend,
+            masquerade: leaves || choice.is_some_and(|choice| choice.masquerade),
+            path,
+        })
+    }
+
+    fn open(
+        &mut self,
+        flow: &Flow,
+        hash: FlowHash,
+        ingress: LinkId,
+        signal: &Signal,
+    ) -> Result<NewConnection, Refusal> {
+        let opened = self
+            .state
+            .conntrack
+            .open(flow, hash, ingress, signal, self.now);
+        match opened {
+            Ok(new) => {
+                self.observer.note(Step::New);
+                Ok(new)
+            }
+            Err(invalid) => {
+                self.observer.note(Step::Invalid(invalid));
+                Err(match invalid {
+                    Invalid::NotOpening | Invalid::Unsolicited => DropReason::CtNotOpening.into(),
+                    _ => DropReason::CtInvalid.into(),
+                })
+            }
+        }
+    }
+
+    /// Whether the pods at both ends agree, each for itself. `begun` is what the backend will see, but for its source, which is the
+    /// true one.
+    pub(super) fn policy(
+        &mut self,
+        ingress: LinkId,
+        begun: &Flow,
+        place: Place,
+    ) -> Result<RuleId, Refusal> {
+        let policy = self.tables.policy();
+        let identity = |place: Place, address| match place {
+            Place::Link(link) => self.tables.link(link).map(|link| link.identity()),
+            Place::Node { .. } => Some(Identity::HOST),
+            _ => Some(policy.identity_of(core::net::IpAddr::from(address))),
+        };
+        let source = match Origin::of(ingress) {
+            Origin::Outside => identity(Place::Elsewhere, begun.source()),
+            Origin::Node => Some(Identity::HOST),
+            Origin::Pod => identity(Place::Link(ingress), begun.source()),
+        }
+        .unwrap_or(Identity::WORLD);
+        let destination = identity(place, begun.destination()).unwrap_or(Identity::WORLD);
+        let mut rule = RuleId::NONE;
+        let target = match place {
+            Place::Link(link) => Some(link),
+            _ => None,
+        };
+        if target == Some(ingress) {
+            // A pod may always reach itself.
+            return Ok(rule);
+        }
+        if ingress.is_pod() {
+            let peer = (destination, begun.destination());
+            rule = self.ask(ingress, PolicyDirection::Egress, peer, begun)?;
+        }
+        if let Some(link) = target.filter(|link| link.is_pod()) {
+            let peer = (source, begun.source());
+            rule = self.ask(link, PolicyDirection::Ingress, peer, begun)?;
+        }
+        Ok(rule)
+    }
+
+    fn ask(
+        &mut self,
+        link: LinkId,
+        direction: PolicyDirection,
+        (peer, address): (Identity, crate::Address),
+        begun: &Flow,
+    ) -> Result<RuleId, Refusal> {
+        let decision = self.tables.policy().judge(&Query {
+            link,
+            direction,
+            peer,
+            peer_address: address.into(),
+            protocol: Protocol::from_number(begun.protocol()),
+            port: begun.destination_port(),
+        });
+        self.observer.note(Step::Policy {
+            direction,
+            link,
+            peer,
+            rule: decision.rule,
+            accepted: decision.accepted,
+        });
+        match (decision.accepted, direction) {
+            (true, _) => Ok(decision.rule),
+            (false, PolicyDirection::Egress) => Err(DropReason::PolicyEgress.into()),
+            (false, PolicyDirection::Ingress) => Err(DropReason::PolicyIngress.into()),
+        }
+    }
+
+    /// The connection begins, with the first source that nobody else has towards that backend.
+    fn commit(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        flow: &Flow,
+        hash: FlowHash,
+        ready: &Ready,
+        choice: Option<&Choice>,
+    ) -> Result<Verdict, Refusal> {
+        let mut new = ready.new;
+        let mut source = None;
+        if ready.masquerade {
+            let family = if flow.is_v6() { Family::V6 } else { Family::V4 };
+            let address = self.tables.nat().and_then(|nat| nat.address(family));
+            source = Some(address.ok_or(DropReason::NatNoAddress)?);
+        } else {
+            new.reply = ready.to_backend.reversed();
+            match self.try_commit(&new) {
+                Ok(()) => return self.committed(frame, packet, flow, ready.path, &new, choice),
+                Err(CommitError::ReplyTaken(_)) => {}
+                Err(error) => return self.not_committed(frame, packet, flow, hash, error),
+            }
+        }
+        let Some(nat) = self.tables.nat() else {
+            return Err(DropReason::NatNoAddress.into());
+        };
+        // Without a port there is nothing to choose.
+        let has_port = flow.is_icmp() || Protocol::from_number(flow.protocol()).is_some();
+        let address = source.unwrap_or(flow.source());
+        let candidates = Candidates::of(&self.state.hasher, nat, flow);
+        for port in candidates.take(if has_port { usize::MAX } else { 1 }) {
+            let port = if has_port { port } else { 0 };
+            new.reply = ready.to_backend.with_source(address, port).reversed();
+            match self.try_commit(&new) {
+                Ok(()) => {
+                    self.observer.note(Step::Masquerade { address, port });
+                    return self.committed(frame, packet, flow, ready.path, &new, choice);
+                }
+                Err(CommitError::ReplyTaken(_)) => {}
+                Err(error) => return self.not_committed(frame, packet, flow, hash, error),
+            }
+        }
+        let answer = Answer::Error(Trouble::Prohibited);
+        Err(Refusal::told(DropReason::NatExhausted, answer))
+    }
+
+    fn try_commit(&mut self, new: &NewConnection) -> Result<(), CommitError> {
+        if O::DRY {
+            let ct = &self.state.conntrack;
+            let taken = ct.lookup(&new.reply, ct.hash(&new.reply), self.now);
+            return taken.map_or(Ok(()), |hit| Err(CommitError::ReplyTaken(hit)));
+        }
+        self.state.conntrack.commit(new, self.now).map(|_| ())
+    }
+
+    fn not_committed(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        flow: &Flow,
+        hash: FlowHash,
+        error: CommitError,
+    ) -> Result<Verdict, Refusal> {
+        match error {
+            // Another packet of this flow was first, on another queue: this one belongs to its connection.
+            CommitError::Conflict(hit) => self.belonging(frame, packet, flow, hash, hit),
+            CommitError::ReplyTaken(_) => Err(DropReason::NatExhausted.into()),
+            CommitError::Full => Err(DropReason::CtFull.into()),
+            CommitError::Quota => Err(DropReason::CtQuota.into()),
+            CommitError::Family => Err(DropReason::Malformed.into()),
+        }
+    }
+
+    fn committed(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        flow: &Flow,
+        path: Path,
+        new: &NewConnection,
+        choice: Option<&Choice>,
+    ) -> Result<Verdict, Refusal> {
+        if let Some(choice) = choice
+            && choice.affinity != 0
+            && !O::DRY
+        {
+            self.state.affinities.remember(
+                choice.service,
+                flow.source(),
+                (choice.address, choice.port),
+                choice.affinity,
+                self.now,
+            );
+        }
+        let hop = route::hop(self.tables, path)?;
+        self.send(frame, packet, flow, &new.outgoing(), &hop)
+    }
+}
+
+/// What a Service without a backend tells.
+const fn refuse(no: NoChoice) -> Refusal {
+    let (reason, answer) = match no {
+        NoChoice::NotAService => (DropReason::NoRoute, None),
+        NoChoice::UndefinedPort => (DropReason::SvcUndefinedPort, Some(Answer::Refused)),
+        NoChoice::SourceRange(_) => (DropReason::SvcSourceRange, None),
+        NoChoice::NoEndpoint(_) => (DropReason::SvcNoEndpoint, Some(Answer::Refused)),
+        NoChoice::NoLocalEndpoint(_) => (DropReason::SvcNoLocalEndpoint, None),
+    };
+    Refusal { reason, answer }
+}

@@ -1,0 +1,99 @@
+//! What the packets of the past have left: connections, clients' backends, fragments, and how often was spoken.
+
+use crate::arena::{Arena, OutOfMemory};
+use crate::conntrack::{Conntrack, Settings, State as ConnectionState};
+use crate::fragments::Fragments;
+use crate::hash::Hasher;
+use crate::limiter::Limiter;
+use crate::service::Affinities;
+use crate::tables::Capacity;
+use crate::time::{Duration, Instant};
+use sluice_contract::service::ConnectionsRow;
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct State<'m> {
+    pub(super) conntrack: Conntrack<'m>,
+    pub(super) affinities: Affinities<'m>,
+    pub(super) fragments: Fragments<'m>,
+    pub(super) limiter: Limiter<'m>,
+    pub(super) hasher: Hasher,
+}
+
+impl<'m> State<'m> {
+    pub(super) fn new(
+        arena: &mut Arena<'m>,
+        capacity: &Capacity,
+        hasher: Hasher,
+    ) -> Result<Self, OutOfMemory> {
+        let left = arena.left();
+        let short = |wanted| OutOfMemory { wanted, left };
+        let bytes = Conntrack::region_bytes(capacity.connections).map_err(|_| short(usize::MAX))?;
+        let region = arena.slice::<u8>(bytes)?;
+        let settings = settings(&ConnectionsRow::default());
+        // The region was asked for in the right size and begins at a cache line.
+        let conntrack = Conntrack::new(
+            region,
+            capacity.connections,
+            settings,
+            hasher,
+            Instant::ZERO,
+        )
+        .map_err(|_| short(bytes))?;
+        Ok(Self {
+            conntrack,
+            affinities: Affinities::new(arena, capacity.services.affinities, hasher)?,
+            fragments: Fragments::new(arena, capacity.fragments, hasher)?,
+            limiter: Limiter::new(arena, hasher)?,
+            hasher,
+        })
+    }
+}
+
+/// The row in conntrack's own words.
+pub(super) fn settings(row: &ConnectionsRow) -> Settings {
+    let mut settings = Settings {
+        pod_share: row.pod_share,
+        ..Settings::default()
+    };
+    let groups: [(u32, &[ConnectionState]); 13] = {
+        use ConnectionState as S;
+        [
+            (
+                row.tcp_opening,
+                &[
+                    S::TcpSynSent,
+                    S::TcpSynCrossed,
+                    S::TcpSynReceived,
+                    S::TcpMidflow,
+                ],
+            ),
+            (row.tcp_established, &[S::TcpEstablished]),
+            (row.tcp_half_closed, &[S::TcpHalfClosed]),
+            (row.tcp_closing, &[S::TcpClosing]),
+            (row.tcp_time_wait, &[S::TcpTimeWait]),
+            (row.tcp_closed, &[S::TcpClosed, S::TcpResetPending]),
+            (row.udp, &[S::UdpUnreplied, S::UdpReplied]),
+            (row.udp_stream, &[S::UdpStream]),
+            (row.icmp, &[S::EchoUnreplied, S::EchoReplied]),
+            (
+                row.sctp_opening,
+                &[S::SctpInitSent, S::SctpInitAcked, S::SctpCookieEchoed],
+            ),
+            (row.sctp_established, &[S::SctpEstablished]),
+            (
+                row.sctp_closing,
+                &[S::SctpShutdown, S::SctpShutdownAcked, S::SctpClosed],
+            ),
+            (row.other, &[S::OtherUnreplied, S::OtherReplied]),
+        ]
+    };
+    for (seconds, states) in groups {
+        for state in states {
+            settings
+                .timeouts
+                .set(*state, Duration::from_secs(u64::from(seconds)));
+        }
+    }
+    settings
+}

@@ -1,0 +1,265 @@
+//! A packet that is to be sent on: its connection is found, or made, and says where it leaves and as what.
+
+use super::refusal::{Answer, Refusal};
+use super::state::State;
+use crate::address::Address;
+use crate::connection::{Memo, Path, flow_of, signal_of};
+use crate::conntrack::{Attached, Hit, Signal, Track};
+use crate::flow::{Direction, Flow, FlowHash};
+use crate::frame::Frame;
+use crate::observe::{Observer, Step};
+use crate::parse::{Fragment, Packet};
+use crate::reply::Trouble;
+use crate::rewrite;
+use crate::route::{self, NextHop};
+use crate::tables::{Place, Tables};
+use crate::time::Instant;
+use crate::verdict::Verdict;
+use sluice_contract::policy::Established;
+use sluice_contract::service::PortId;
+use sluice_contract::{DropReason, LinkId};
+
+/// The stages behind classification, for one packet.
+#[derive(Debug)]
+pub(super) struct Stages<'s, 'm, O> {
+    pub(super) tables: &'s Tables<'m>,
+    pub(super) state: &'s mut State<'m>,
+    pub(super) now: Instant,
+    pub(super) observer: &'s mut O,
+}
+
+/// What an older connection is worth under the present tables.
+enum Judged {
+    Good(Memo),
+    /// It is over; the packet begins another one.
+    Over,
+}
+
+impl<O: Observer> Stages<'_, '_, O> {
+    /// Sends a packet on. `flow` and `hash`, if the packet shows them.
+    #[inline]
+    pub(super) fn transit(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        known: Option<(Flow, FlowHash)>,
+    ) -> Result<Verdict, Refusal> {
+        if packet.hops <= 1 {
+            let answer = Answer::Error(Trouble::TimeExceeded);
+            return Err(Refusal::told(DropReason::TtlExpired, answer));
+        }
+        if packet.is_icmp_error() {
+            return self.related(frame, packet);
+        }
+        let (flow, hash) = known.unwrap_or_else(|| {
+            let flow = flow_of(packet);
+            (flow, self.state.conntrack.hash(&flow))
+        });
+        self.observer.note(Step::Flow(flow));
+        match self.state.conntrack.lookup(&flow, hash, self.now) {
+            Some(hit) => self.belonging(frame, packet, &flow, hash, hit),
+            None => self.beginning(frame, packet, &flow, hash),
+        }
+    }
+
+    /// A packet whose connection is known.
+    #[inline]
+    pub(super) fn belonging(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        flow: &Flow,
+        hash: FlowHash,
+        hit: Hit,
+    ) -> Result<Verdict, Refusal> {
+        let attached = self.state.conntrack.attached(hit.id);
+        let current = attached.stamp.policy == self.tables.epoch;
+        let memo = match Memo::unpack(attached.words) {
+            Some(memo) if current => memo,
+            Some(memo) => match self.judge_again(hit, &attached, &memo)? {
+                Judged::Good(memo) => memo,
+                Judged::Over => return self.beginning(frame, packet, flow, hash),
+            },
+            None => return Err(DropReason::CtInvalid.into()),
+        };
+        self.observer.note(Step::Connection {
+            direction: hit.direction,
+            state: hit.state,
+            judged_again: !current,
+        });
+        // Who owns the addresses is behind the link from which the connection's packets came so far.
+        if frame.ingress != memo.ingress(hit.direction) {
+            return Err(DropReason::Spoof.into());
+        }
+        let hop = self.hop(memo.path(hit.direction))?;
+        fits(frame, packet, &hop)?;
+        if packet.fragment != Fragment::Later {
+            let signal = signal_of(frame, packet).ok_or(DropReason::CtInvalid)?;
+            match self.track(hit, &signal)? {
+                Track::Belongs => {}
+                Track::Anew => return self.beginning(frame, packet, flow, hash),
+            }
+        }
+        let outgoing = self.state.conntrack.outgoing(hit);
+        let outgoing = outgoing.ok_or(DropReason::CtInvalid)?;
+        self.send(frame, packet, flow, &outgoing, &hop)
+    }
+
+    #[inline]
+    fn track(&mut self, hit: Hit, signal: &Signal) -> Result<Track, Refusal> {
+        let tracked = if O::DRY {
+            Ok(Track::Belongs)
+        } else {
+            self.state.conntrack.track(hit, signal, self.now)
+        };
+        tracked.map_err(|invalid| {
+            self.observer.note(Step::Invalid(invalid));
+            DropReason::CtInvalid.into()
+        })
+    }
+
+    /// The last steps: the packet becomes the one that leaves.
+    #[inline]
+    pub(super) fn send(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        flow: &Flow,
+        outgoing: &Flow,
+        hop: &NextHop,
+    ) -> Result<Verdict, Refusal> {
+        if outgoing != flow {
+            self.observer.note(Step::Rewritten(*outgoing));
+            rewrite::rewrite(frame, packet, flow, outgoing)?;
+        }
+        route::send_on(frame, packet, hop)?;
+        Ok(Verdict::Forward(hop.link))
+    }
+
+    /// The way out of a path.
+    #[inline]
+    pub(super) fn hop(&mut self, path: Path) -> Result<NextHop, Refusal> {
+        self.observer.note(Step::Route {
+            link: path.link,
+            route: path.route,
+        });
+        Ok(route::hop(self.tables, path)?)
+    }
+
+    /// The connection was made under other tables: are its ends still the same, does its backend still serve, does policy still
+    /// allow it, and where does it leave now?
+    #[cold]
+    fn judge_again(
+        &mut self,
+        hit: Hit,
+        attached: &Attached,
+        memo: &Memo,
+    ) -> Result<Judged, Refusal> {
+        let ct = &self.state.conntrack;
+        let (Some(original), Some(reply)) = (ct.original(hit.id), ct.reply(hit.id)) else {
+            return Ok(Judged::Over);
+        };
+        let (client, backend) = (original.source(), reply.source());
+        let same_ends = self.incarnation(memo.path(Direction::Reply).link)
+            == attached.stamp.originator
+            && self.incarnation_at(backend) == attached.stamp.responder;
+        if !same_ends || self.became_a_service(memo, &original) {
+            return Ok(self.over(hit));
+        }
+        if let Some(service) = memo.service
+            && !self.still_serves(service, &reply)
+        {
+            return self.backend_gone(hit, &original);
+        }
+        let mut memo = *memo;
+        let ingress = memo.path(Direction::Reply).link;
+        if self.tables.policy().established() == Established::Judged {
+            let begun = original.with_destination(backend, reply.source_port());
+            match self.policy(ingress, &begun, self.tables.place(backend)) {
+                Ok(rule) => memo.rule = rule,
+                Err(refusal) => {
+                    self.over(hit);
+                    return Err(refusal);
+                }
+            }
+        }
+        let back = self.path_back(ingress, client)?;
+        memo.paths = [route::path(self.tables, backend)?, back];
+        if !O::DRY {
+            let mut attached = *attached;
+            attached.stamp.policy = self.tables.epoch;
+            attached.words = memo.pack();
+            self.state.conntrack.attach(hit.id, attached);
+        }
+        Ok(Judged::Good(memo))
+    }
+
+    fn over(&mut self, hit: Hit) -> Judged {
+        if !O::DRY {
+            self.state.conntrack.remove(hit.id);
+        }
+        Judged::Over
+    }
+
+    /// A connection that was none of a Service's, to an address that is one's now.
+    fn became_a_service(&self, memo: &Memo, original: &Flow) -> bool {
+        let place = self.tables.place(original.destination());
+        memo.service.is_none() && crate::service::frontend(self.tables, original, place).is_ok()
+    }
+
+    fn still_serves(&self, service: PortId, reply: &Flow) -> bool {
+        let services = self.tables.services();
+        let serving = services.port(service).and_then(|port| port.serving());
+        serving.is_some_and(|set| services.has(set, reply.source(), reply.source_port()))
+    }
+
+    /// The backend no longer serves. A datagram goes to another one; a TCP client is told, if that is configured; and what still
+    /// comes from the backend must not leave untranslated.
+    fn backend_gone(&mut self, hit: Hit, original: &Flow) -> Result<Judged, Refusal> {
+        let tcp = original.protocol() == crate::wire::protocol::TCP;
+        let reset = self.tables.nat().is_some_and(|nat| nat.row.reset_gone);
+        let over = self.over(hit);
+        match hit.direction {
+            Direction::Reply => Err(DropReason::SvcBackendGone.into()),
+            Direction::Original if !tcp => Ok(over),
+            Direction::Original if reset => {
+                Err(Refusal::told(DropReason::SvcBackendGone, Answer::Reset))
+            }
+            Direction::Original => Err(DropReason::SvcBackendGone.into()),
+        }
+    }
+
+    /// Which incarnation of its pod is behind a link; 0: none.
+    pub(super) fn incarnation(&self, link: LinkId) -> u32 {
+        self.tables.link(link).map_or(0, |link| link.incarnation)
+    }
+
+    /// The same of the link that owns an address; 0 for an address that is behind none.
+    pub(super) fn incarnation_at(&self, address: Address) -> u32 {
+        match self.tables.place(address) {
+            Place::Link(link) => self.incarnation(link),
+            _ => 0,
+        }
+    }
+
+    /// Where answers to `client` leave, whose packets came from `ingress`.
+    pub(super) fn path_back(&self, ingress: LinkId, client: Address) -> Result<Path, Refusal> {
+        if ingress == LinkId::UPLINK {
+            return Ok(route::path(self.tables, client)?);
+        }
+        Ok(Path {
+            link: ingress,
+            route: None,
+        })
+    }
+}
+
+/// Whether the packet, or each of its segments, fits the way out.
+#[inline]
+pub(super) fn fits(frame: &Frame<'_>, packet: &Packet, hop: &NextHop) -> Result<(), Refusal> {
+    if route::wire_length(frame, packet) > usize::from(hop.mtu) {
+        let answer = Answer::Error(Trouble::TooBig(hop.mtu));
+        return Err(Refusal::told(DropReason::TooBig, answer));
+    }
+    Ok(())
+}

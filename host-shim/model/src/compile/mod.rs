@@ -1,0 +1,207 @@
+//! The store as tables. Everything here is a function of the objects and the links of this node: in which order they came
+//! does not matter, and a change costs what depends on it.
+
+mod endpoints;
+mod hash;
+mod identity;
+mod maglev;
+mod paint;
+mod policy;
+mod route;
+mod rules;
+mod ruleset;
+mod selector;
+mod service;
+pub(crate) mod span;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sluice_contract::policy::{Action, Established, RuleId, SettingsRow};
+use sluice_contract::service::{ConnectionsRow, NatRow, PrefixRow, ServiceRow};
+use sluice_contract::{Identity, LinkId};
+
+use crate::diff::Tables;
+use crate::object::Name;
+use crate::store::{Event, Store};
+
+pub use identity::{Displaced, Group, Identities};
+pub use route::Peer;
+pub use rules::{RuleName, RuleNames};
+
+/// What the node is told to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node's name.
+    pub node: Arc<str>,
+    /// The node reaches its own pods whatever policy says (probes of the kubelet).
+    pub host_reaches_pods: bool,
+    /// What becomes of connections that a change of policy would not let begin.
+    pub established: Established,
+    /// Nobody makes EndpointSlices: pods that a Service selects are its endpoints.
+    pub endpoints_from_selectors: bool,
+    /// Which sets of backends are spread by Maglev.
+    pub maglev: Maglev,
+    /// How the node translates, and how it keeps connections.
+    pub nat: Option<NatRow>,
+    pub connections: Option<ConnectionsRow>,
+    /// Ranges with a meaning: where pods and Services have their addresses, what keeps its source.
+    pub prefixes: Vec<PrefixRow>,
+}
+
+/// Which sets of backends are spread by Maglev, so that every node chooses the same backend. It costs about a hundred
+/// slots a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maglev {
+    Never,
+    /// Those that are reached from outside the cluster.
+    External,
+    Always,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: Arc::from(""),
+            host_reaches_pods: true,
+            established: Established::Judged,
+            endpoints_from_selectors: false,
+            maglev: Maglev::External,
+            nat: None,
+            connections: None,
+            prefixes: Vec::new(),
+        }
+    }
+}
+
+/// A pod of this node, as the CNI plugin attached it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    pub pod: Name,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The model of the cluster: objects in, rows out.
+#[derive(Debug)]
+pub struct Model {
+    store: Store,
+    links: BTreeMap<LinkId, Attached>,
+    /// Links that came, changed or went since the last compilation.
+    touched: Vec<Name>,
+    config: Config,
+    policy: policy::Engine,
+    services: service::Engine,
+    tables: Tables,
+}
+
+impl Model {
+    /// `displaced`: what [`Identities::displaced`] said before the daemon ended.
+    pub fn new(config: &Config, displaced: impl IntoIterator<Item = Displaced>) -> Self {
+        let mut tables = Tables::default();
+        tables.set_settings(SettingsRow {
+            unbound: Action::Deny,
+            host_reaches_pods: config.host_reaches_pods,
+            established: config.established,
+        });
+        let rows = (config.nat.clone().map(ServiceRow::Nat).into_iter())
+            .chain(config.connections.map(ServiceRow::Connections))
+            .chain(config.prefixes.iter().copied().map(ServiceRow::Prefix));
+        for row in rows {
+            tables.set_service(row.key(), Some(row));
+        }
+        Self {
+            store: Store::default(),
+            links: BTreeMap::new(),
+            touched: Vec::new(),
+            config: config.clone(),
+            policy: policy::Engine::new(displaced),
+            services: service::Engine::default(),
+            tables,
+        }
+    }
+
+    /// Takes what a source says.
+    pub fn apply(&mut self, event: Event) {
+        self.store.apply(event);
+    }
+
+    /// A pod was attached to this link.
+    pub fn attach(&mut self, link: LinkId, attached: Attached) {
+        self.touched.push(attached.pod.clone());
+        if let Some(former) = self.links.insert(link, attached) {
+            self.touched.push(former.pod);
+        }
+    }
+
+    /// The link is no more.
+    pub fn detach(&mut self, link: LinkId) {
+        self.touched
+            .extend(self.links.remove(&link).map(|it| it.pod));
+    }
+
+    /// Brings the tables up to date with the store and the links.
+    pub fn compile(&mut self) {
+        let changes = self.store.take_changes();
+        let touched = std::mem::take(&mut self.touched);
+        self.policy.update(
+            &self.store,
+            &self.links,
+            &changes,
+            &touched,
+            &mut self.tables,
+        );
+        let attached = self.links.values().map(|it| (&it.pod, it)).collect();
+        let ground = service::Ground {
+            store: &self.store,
+            config: &self.config,
+            attached: &attached,
+        };
+        self.services
+            .update(ground, &changes, &touched, &mut self.tables);
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The rows that should be in force, as of the last [`Self::compile`].
+    pub fn tables(&mut self) -> &mut Tables {
+        &mut self.tables
+    }
+
+    /// The pods of this node.
+    pub fn links(&self) -> impl Iterator<Item = (LinkId, &Attached)> {
+        self.links.iter().map(|(link, attached)| (*link, attached))
+    }
+
+    /// What policy sees of the pod behind a link; belongs into its `LinkRow`.
+    pub fn identity(&self, link: LinkId) -> Option<Identity> {
+        self.policy.identity_of_pod(&self.links.get(&link)?.pod)
+    }
+
+    pub fn identities(&self) -> &Identities {
+        self.policy.identities()
+    }
+
+    /// What the other nodes are reached by.
+    pub fn peers(&self) -> Vec<Peer> {
+        route::peers(&self.store, &self.config.node)
+    }
+
+    /// Node ports on which health checks are answered: the Service, and how many ready endpoints it has here.
+    pub fn health_checks(&self) -> Vec<(u16, Name, usize)> {
+        let checked = self
+            .store
+            .services()
+            .filter_map(|it| Some((it.health_check_port?, it)));
+        checked
+            .map(|(port, it)| (port, it.name.clone(), self.services.local_ready(&it.name)))
+            .collect()
+    }
+
+    /// Which rule a number means.
+    pub fn rule(&self, rule: RuleId) -> Option<&RuleName> {
+        self.policy.names().get(rule)
+    }
+}

@@ -1,0 +1,431 @@
+//! The rules of one set of policies, compiled: layers, default classes, address maps, and the class of each identity that the
+//! rules single out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sluice_contract::Identity;
+use sluice_contract::policy::{
+    Action, Direction, Layer, LayerId, RuleId, RulesetId, SpanId, Target,
+};
+
+use super::identity::{Group, Identities};
+use super::paint::{self, Canvas, Range, Stroke, sweep};
+use super::rules::{Applied, EVERYTHING, PeerMatch, PortMatch, Rule, RuleNames, TierRules};
+use super::selector::{SelectorId, Selectors, Wanted};
+use super::span::{Holds, PIECES, Spans};
+use crate::object::{Labels, NamedPort};
+
+/// Rules of one tier, at most: their order has to fit into a span's entry. More than that deny everything.
+const RULES: usize = u16::MAX as usize;
+
+/// What the compiler works with.
+pub(crate) struct Ground<'a> {
+    pub(crate) identities: &'a Identities,
+    pub(crate) selectors: &'a mut Selectors,
+    pub(crate) spans: &'a mut Spans,
+    pub(crate) names: &'a mut RuleNames,
+    /// Who has which address.
+    pub(crate) addresses: &'a BTreeMap<IpAddr, Identity>,
+    pub(crate) namespace: &'a dyn Fn(&str) -> Arc<Labels>,
+}
+
+/// A compiled set of policies.
+#[derive(Debug)]
+pub(crate) struct Ruleset {
+    pub(crate) layers: Vec<CompiledLayer>,
+    /// What is held of others.
+    selectors: Vec<SelectorId>,
+    names: Vec<RuleId>,
+    holds: Holds,
+    /// Its address maps follow the addresses of pods.
+    pub(crate) follows_addresses: bool,
+}
+
+/// One layer.
+#[derive(Debug)]
+pub(crate) struct CompiledLayer {
+    tiers: Vec<CompiledTier>,
+    /// Several tiers in one: nobody is left to be passed on to.
+    folded: bool,
+    /// Everything but `classes` is final.
+    pub(crate) row: Layer,
+    pub(crate) classes: BTreeMap<Identity, (SpanId, Holds)>,
+}
+
+#[derive(Debug)]
+struct CompiledTier {
+    rules: Vec<CompiledRule>,
+}
+
+#[derive(Debug)]
+struct CompiledRule {
+    rule: Rule,
+    id: RuleId,
+    /// Of the peers that are pods.
+    selectors: Vec<SelectorId>,
+    /// For incoming traffic, keys of all ports; for outgoing, those that need no look-up.
+    keys: Vec<(u32, u32)>,
+    /// For outgoing traffic: ports to be looked up at the destination.
+    named: Vec<PortMatch>,
+}
+
+/// Whom a class is for.
+enum Side<'a> {
+    Pod(Identity, &'a Group),
+    /// A pod that no selector singles out.
+    AnyPod,
+    Other,
+}
+
+impl Ruleset {
+    pub(crate) fn compile(
+        id: RulesetId,
+        applied: &Applied,
+        tiers: Vec<TierRules>,
+        ground: &mut Ground<'_>,
+    ) -> Self {
+        let mut ruleset = Self {
+            layers: Vec::new(),
+            selectors: Vec::new(),
+            names: Vec::new(),
+            holds: Vec::new(),
+            follows_addresses: false,
+        };
+        let by_address = tiers
+            .iter()
+            .flat_map(|it| &it.rules)
+            .flat_map(|it| &it.peers);
+        let by_address = by_address
+            .clone()
+            .any(|it| matches!(it, PeerMatch::Block(_)));
+        let misses: Vec<_> = tiers
+            .iter()
+            .map(|it| (it.miss, it.miss_rule.clone()))
+            .collect();
+        let compiled: Vec<CompiledTier> = tiers
+            .into_iter()
+            .map(|tier| ruleset.tier(tier, applied, ground))
+            .collect();
+        let groups: Vec<(Vec<CompiledTier>, _)> = if by_address {
+            compiled
+                .into_iter()
+                .map(|it| vec![it])
+                .zip(misses)
+                .collect()
+        } else {
+            let last = misses.into_iter().next_back();
+            last.map(|last| (compiled, last)).into_iter().collect()
+        };
+        for (index, (tiers, (miss, miss_rule))) in groups.into_iter().enumerate() {
+            let layer = LayerId((id.0 & !0b11) | index as u64);
+            let miss_rule = miss_rule.map(|name| ground.names.acquire(&name));
+            ruleset.names.extend(miss_rule);
+            let folded = tiers.len() > 1;
+            let row = Layer {
+                id: layer,
+                classes: false,
+                pods: SpanId::NOTHING,
+                others: SpanId::NOTHING,
+                v4: SpanId::NOTHING,
+                v6: SpanId::NOTHING,
+                miss,
+                miss_rule: miss_rule.unwrap_or_default(),
+            };
+            let layer = CompiledLayer {
+                tiers,
+                folded,
+                row,
+                classes: BTreeMap::new(),
+            };
+            ruleset.finish(layer, ground);
+        }
+        ruleset
+    }
+
+    fn tier(
+        &mut self,
+        tier: TierRules,
+        applied: &Applied,
+        ground: &mut Ground<'_>,
+    ) -> CompiledTier {
+        let too_many = tier.rules.len() > RULES;
+        let mut rules = tier.rules;
+        if too_many {
+            // Fails closed, under the name of the first rule.
+            rules.truncate(1);
+            for rule in &mut rules {
+                rule.action = Action::Deny;
+                rule.peers = vec![PeerMatch::Everybody];
+                rule.ports.clear();
+            }
+        }
+        let rules = rules
+            .into_iter()
+            .map(|rule| self.rule(rule, applied, ground))
+            .collect();
+        CompiledTier { rules }
+    }
+
+    fn rule(&mut self, rule: Rule, applied: &Applied, ground: &mut Ground<'_>) -> CompiledRule {
+        let id = ground.names.acquire(&rule.name);
+        self.names.push(id);
+        let mut selectors = Vec::new();
+        for peer in &rule.peers {
+            if let PeerMatch::Pods(wanted) = peer
+                && !wanted.is_everything()
+            {
+                selectors.push(ground.acquire(wanted));
+            }
+        }
+        self.selectors.extend(&selectors);
+        let no_ports: &[NamedPort] = &[];
+        let own = applied.ports.as_deref().unwrap_or(no_ports);
+        let mut keys: Vec<_> = rule.ports.iter().flat_map(|it| it.keys(own)).collect();
+        if rule.ports.is_empty() {
+            keys.push(EVERYTHING);
+        }
+        let mut named = Vec::new();
+        if applied.direction == Direction::Egress {
+            for port in &rule.ports {
+                if let PortMatch::Named(name, _) = port {
+                    // Pods that have such a port are classes of their own, whoever the peers are.
+                    self.selectors
+                        .push(ground.acquire(&Wanted::Port(name.clone())));
+                    named.push(port.clone());
+                    let blocks = rule
+                        .peers
+                        .iter()
+                        .any(|it| matches!(it, PeerMatch::Block(_)));
+                    self.follows_addresses |= blocks;
+                }
+            }
+        }
+        CompiledRule {
+            rule,
+            id,
+            selectors,
+            keys,
+            named,
+        }
+    }
+
+    /// Fills in a layer's maps and classes.
+    fn finish(&mut self, mut layer: CompiledLayer, ground: &mut Ground<'_>) {
+        let mut holds = std::mem::take(&mut self.holds);
+        layer.row.pods = layer.class(&Side::AnyPod, ground, &mut holds);
+        layer.row.others = layer.class(&Side::Other, ground, &mut holds);
+        layer.row.v4 = layer.addresses(false, ground, &mut holds);
+        layer.row.v6 = layer.addresses(true, ground, &mut holds);
+        self.holds = holds;
+        let singled: BTreeSet<Identity> = self
+            .selectors
+            .iter()
+            .flat_map(|it| ground.selectors.members(*it))
+            .collect();
+        for identity in singled {
+            layer.update_class(identity, ground);
+        }
+        self.layers.push(layer);
+    }
+
+    /// Which selectors decide about its classes.
+    pub(crate) fn selectors(&self) -> impl Iterator<Item = SelectorId> {
+        self.selectors.iter().copied()
+    }
+
+    /// Gives back what is held of others.
+    pub(crate) fn dissolve(self, ground: &mut Ground<'_>) {
+        ground.spans.release(&self.holds);
+        for layer in self.layers {
+            for (_, holds) in layer.classes.into_values() {
+                ground.spans.release(&holds);
+            }
+        }
+        for selector in self.selectors {
+            ground.selectors.release(selector);
+        }
+        for name in self.names {
+            ground.names.release(name);
+        }
+    }
+}
+
+impl Ground<'_> {
+    fn acquire(&mut self, wanted: &Wanted) -> SelectorId {
+        self.selectors
+            .acquire(wanted, self.identities, self.namespace)
+    }
+}
+
+impl CompiledLayer {
+    /// Computes the class of an identity again; whether it is another one now.
+    pub(crate) fn update_class(&mut self, identity: Identity, ground: &mut Ground<'_>) -> bool {
+        let mut holds = Vec::new();
+        let singled = ground
+            .identities
+            .group(identity)
+            .map(|group| self.class(&Side::Pod(identity, group), ground, &mut holds));
+        let now = singled.filter(|span| *span != self.row.pods);
+        if now.is_none() {
+            ground.spans.release(&std::mem::take(&mut holds));
+        }
+        let before = match now {
+            Some(span) => self.classes.insert(identity, (span, holds)),
+            None => self.classes.remove(&identity),
+        };
+        let span_before = before.as_ref().map(|(span, _)| *span);
+        if let Some((_, holds)) = before {
+            ground.spans.release(&holds);
+        }
+        span_before != now
+    }
+
+    /// What the rules say to peers of one kind, as a map of ports.
+    fn class(&self, side: &Side<'_>, ground: &mut Ground<'_>, holds: &mut Holds) -> SpanId {
+        let mut canvas = Canvas::new();
+        for tier in &self.tiers {
+            for (order, rule) in tier.rules.iter().enumerate() {
+                if canvas.is_full() {
+                    break;
+                }
+                if rule.matches(side, ground.selectors) {
+                    canvas.paint(&rule.stroke(order, rule.keys_for(side)), self.folded);
+                }
+            }
+            canvas.next_tier();
+        }
+        ground.spans.map(&canvas.finish(), holds)
+    }
+
+    /// What the rules say to addresses.
+    fn addresses(&self, v6: bool, ground: &mut Ground<'_>, holds: &mut Holds) -> SpanId {
+        let mut strokes = Vec::new();
+        let mut ranges = Vec::new();
+        for (order, rule) in self.tiers.iter().flat_map(|it| &it.rules).enumerate() {
+            rule.block_ranges(order, v6, ground, &mut strokes, &mut ranges);
+        }
+        if ranges.is_empty() {
+            return SpanId::NOTHING;
+        }
+        let mut leaves: HashMap<Vec<usize>, Target> = HashMap::new();
+        let last = if v6 { u128::MAX } else { u128::from(u32::MAX) };
+        let map = sweep(&ranges, last, |rules| {
+            if let Some(target) = leaves.get(rules) {
+                return *target;
+            }
+            let mut canvas = Canvas::new();
+            for stroke in rules.iter().filter_map(|it| strokes.get(*it)) {
+                canvas.paint(stroke, false);
+            }
+            let target = match ground.spans.map(&canvas.finish(), holds) {
+                SpanId::NOTHING => Target::Nothing,
+                span => Target::Ports(span),
+            };
+            leaves.insert(rules.to_vec(), target);
+            target
+        });
+        if map.len() > PIECES {
+            let deny = Target::Rule {
+                action: Action::Deny,
+                order: 0,
+                rule: RuleId::BROKEN,
+            };
+            return ground.spans.map(&[(0, deny)], holds);
+        }
+        if v6 {
+            return ground.spans.v6(&map, holds);
+        }
+        let map: Vec<(u32, Target)> = map
+            .iter()
+            .map(|(start, target)| (u32::try_from(*start).unwrap_or(u32::MAX), *target))
+            .collect();
+        ground.spans.map(&map, holds)
+    }
+}
+
+impl CompiledRule {
+    fn matches(&self, side: &Side<'_>, selectors: &Selectors) -> bool {
+        let everybody = self.rule.peers.iter().any(|it| match it {
+            PeerMatch::Everybody => true,
+            PeerMatch::Pods(wanted) => wanted.is_everything() && !matches!(side, Side::Other),
+            PeerMatch::Block(_) => false,
+        });
+        everybody
+            || matches!(side, Side::Pod(identity, _)
+                if self.selectors.iter().any(|it| selectors.contains(*it, *identity)))
+    }
+
+    fn keys_for(&self, side: &Side<'_>) -> Vec<(u32, u32)> {
+        let mut keys = self.keys.clone();
+        if let Side::Pod(_, group) = side {
+            keys.extend(self.named.iter().flat_map(|it| it.keys(&group.ports)));
+        }
+        keys
+    }
+
+    fn stroke(&self, order: usize, keys: Vec<(u32, u32)>) -> Stroke {
+        Stroke {
+            action: self.rule.action,
+            order: u16::try_from(order).unwrap_or(u16::MAX),
+            rule: self.id,
+            keys,
+        }
+    }
+
+    /// Adds what the rule says to addresses.
+    fn block_ranges(
+        &self,
+        order: usize,
+        v6: bool,
+        ground: &Ground<'_>,
+        strokes: &mut Vec<Stroke>,
+        ranges: &mut Vec<Range>,
+    ) {
+        let mut own: Vec<(u128, u128)> = Vec::new();
+        for peer in &self.rule.peers {
+            if let PeerMatch::Block(block) = peer
+                && block.cidr.address().is_ipv6() == v6
+            {
+                own.extend(paint::without(&block.cidr, &block.except));
+            }
+        }
+        let mut add = |keys: Vec<(u32, u32)>, covers: &[(u128, u128)]| {
+            let rule = strokes.len();
+            strokes.push(self.stroke(order, keys));
+            ranges.extend(covers.iter().map(|(first, last)| Range {
+                rule,
+                first: *first,
+                last: *last,
+            }));
+        };
+        if !self.keys.is_empty() && !own.is_empty() {
+            add(self.keys.clone(), &own);
+        }
+        if self.named.is_empty() || own.is_empty() {
+            return;
+        }
+        for (address, identity) in ground.addresses {
+            let Some(group) = ground.identities.group(*identity) else {
+                continue;
+            };
+            let number = match address {
+                IpAddr::V4(v4) => u128::from(v4.to_bits()),
+                IpAddr::V6(v6) => v6.to_bits(),
+            };
+            let inside = address.is_ipv6() == v6
+                && own
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&number));
+            let keys: Vec<_> = self
+                .named
+                .iter()
+                .flat_map(|it| it.keys(&group.ports))
+                .collect();
+            if inside && !keys.is_empty() {
+                add(keys, &[(number, number)]);
+            }
+        }
+    }
+}

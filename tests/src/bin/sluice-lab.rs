@@ -1,0 +1,156 @@
+//! The lab as a program: `make run`, `make demo` and `make bench` start this.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use sluice_tests::lab::{Lab, Plan, Wiring};
+use sluice_tests::need::Need;
+use sluice_tests::snapshot::Snapshot;
+use sluice_tests::{bench, claims, signals};
+use std::path::PathBuf;
+
+/// Nodes and pods in network namespaces: shown, measured, and gone without a trace
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the node of an example and show its status until Ctrl-C
+    Run {
+        /// A folder with a node.json
+        example: PathBuf,
+    },
+    /// Bring a node up, send traffic, print a checklist
+    Demo {
+        /// kvm, tcg or auto
+        #[arg(long, default_value = "auto")]
+        isolation: String,
+        /// How many nodes
+        #[arg(long, default_value_t = 1)]
+        nodes: u32,
+        /// Pings in the loss check
+        #[arg(long, default_value_t = 10_000)]
+        pings: u32,
+    },
+    /// Measure against the kernel's bridge, interleaved
+    Bench {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+}
+
+fn main() -> Result<()> {
+    if let Some(reason) = Need::Root.missing() {
+        anyhow::bail!("The lab {reason}: run it as root");
+    }
+    let command = Arguments::parse().command;
+    signals::note_ends()?;
+    match command {
+        Command::Run { example } => sluice_tests::run::run(&example),
+        Command::Demo {
+            isolation,
+            nodes,
+            pings,
+        } => demo(&isolation, nodes, pings),
+        Command::Bench { rounds, seconds } => bench::run(rounds, seconds),
+    }
+}
+
+/// A line per claim and the numbers at the end.
+#[derive(Default)]
+struct Checklist {
+    passed: u32,
+    failed: u32,
+}
+
+impl Checklist {
+    fn line(&mut self, claim: &str, seen: Result<String>) {
+        match seen {
+            Ok(detail) => {
+                self.passed += 1;
+                println!("  ok    {claim}: {detail}");
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("  FAIL  {claim}: {error:#}");
+            }
+        }
+    }
+}
+
+fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
+    anyhow::ensure!(
+        nodes == 1,
+        "NODES={nodes}: only one node can be shown so far"
+    );
+    let before = Snapshot::take()?;
+    let mut list = Checklist::default();
+    for wiring in [Wiring::Veth, Wiring::Tap] {
+        signals::go_on()?;
+        println!("one node, two pods, wiring {}:", wiring.word());
+        let plan = Plan {
+            isolation: isolation.to_owned(),
+            wiring,
+            ..Plan::default()
+        };
+        match Lab::start(&plan) {
+            Ok(mut lab) => claims_of(&mut list, &mut lab, pings),
+            Err(error) => list.line("the node starts", Err(error)),
+        }
+    }
+    signals::go_on()?;
+    let left = Snapshot::take()?.added_since(&before, None);
+    list.line(
+        "nothing is left behind",
+        if left.is_empty() {
+            Ok("as before".into())
+        } else {
+            Err(anyhow::anyhow!(left.join("; ")))
+        },
+    );
+    println!("{} passed, {} failed", list.passed, list.failed);
+    if list.failed > 0 {
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn claims_of(list: &mut Checklist, lab: &mut Lab, pings: u32) {
+    list.line("the node starts", claims::node_says_what_it_runs_on(lab));
+    list.line("pods ping each other", claims::pods_ping_each_other(lab));
+    list.line("the gateway answers", claims::gateway_answers(lab));
+    list.line(
+        "no ping of a series at 1 ms is lost",
+        claims::no_ping_is_lost(lab, pings),
+    );
+    list.line(
+        "TCP arrives byte for byte",
+        claims::tcp_is_intact(lab, 200_000_000),
+    );
+    list.line("UDP passes", claims::udp_passes(lab));
+    list.line(
+        "64 KiB frames cross whole",
+        claims::gso_frames_cross_whole(lab),
+    );
+    list.line(
+        "a forged source is dropped",
+        claims::spoofed_source_is_dropped(lab),
+    );
+    list.line(
+        "a killed VMM comes back by itself",
+        claims::killed_vmm_comes_back(lab),
+    );
+    list.line(
+        "a killed daemon finds its taps again",
+        claims::killed_node_finds_its_taps(lab),
+    );
+    list.line("idle costs nothing", claims::idle_is_cheap(lab, 0.02));
+    list.line("the image is small", claims::image_is_small());
+    list.line("the VMM is small", claims::vmm_is_small(lab));
+}
