@@ -79,6 +79,7 @@ pub struct Adoption<'o> {
     layout: Layout,
     hasher: Hasher,
     tick: u32,
+    watermark: usize,
     next: usize,
     so_far: Adopted,
 }
@@ -119,6 +120,7 @@ impl<'o> Adoption<'o> {
             layout,
             hasher: Hasher::with_key(header.key),
             tick: header.tick as u32,
+            watermark: header.watermark as usize,
             next: 0,
             so_far: Adopted::default(),
         })
@@ -158,7 +160,8 @@ impl<'o> Adoption<'o> {
 
     fn adopt(&mut self, slot: usize, table: &mut Conntrack<'_>, now: Instant) {
         let Some(found) = self.validate(slot) else {
-            self.so_far.corrupt += 1;
+            // Beyond the watermark no row was ever written, unless the watermark itself is wrong.
+            self.so_far.corrupt += u32::from(slot < self.watermark);
             return;
         };
         let age = self.tick.wrapping_sub(found.seen);

@@ -194,3 +194,7 @@ fn icmp_answers_need_a_question() {
     assert!(table.packet(&flow, &Signal::Datagram, at(1)).is_none());
     assert_eq!(table.counters().invalid, 4);
 }
+
+mod adoption;
+mod limits;
+mod tcp;
