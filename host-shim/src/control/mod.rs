@@ -5,6 +5,8 @@
 
 mod server;
 pub mod session;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +26,8 @@ use self::session::{Desired, Event};
 
 /// Lines of the guest kept for the status.
 const NOTES: usize = 16;
+/// Lines of the guest that are logged in a second; the others are counted.
+const LINES_PER_SECOND: u32 = 20;
 
 /// How far the guest is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -49,6 +53,8 @@ pub struct ControlStatus {
     pub refused: Vec<String>,
     /// Why nothing can be configured, if so.
     pub problem: Option<String>,
+    /// Lines of the guest that were dropped because there were too many.
+    pub lines_dropped: u64,
     /// The last things the guest said.
     pub notes: VecDeque<String>,
 }
@@ -75,6 +81,8 @@ struct State {
     shut_down: bool,
     stop: bool,
     in_force_at: Option<Instant>,
+    /// The present second of guest lines, and how many there were in it.
+    lines: Option<(Instant, u32)>,
 }
 
 #[derive(Debug)]
@@ -233,6 +241,9 @@ impl State {
                 self.status.refused = self.desired.refusals().map(name).collect();
             }
             Event::Stats { token, counters } => self.stats = Some((token, counters)),
+            Event::Log { .. } | Event::Fault { .. } if !self.admits_line() => {
+                self.status.lines_dropped += 1;
+            }
             Event::Log { level, text } => {
                 tracing::info!(?level, guest = %text, "appliance");
                 self.note(format!("{level:?}: {text}"));
@@ -247,6 +258,17 @@ impl State {
                 self.status.settled = false;
             }
         }
+    }
+
+    /// The guest is not trusted to be brief.
+    fn admits_line(&mut self) -> bool {
+        let now = Instant::now();
+        let (since, count) = self.lines.get_or_insert((now, 0));
+        if now.duration_since(*since) >= Duration::from_secs(1) {
+            (*since, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        *count <= LINES_PER_SECOND
     }
 
     fn greeted(&mut self, hello: &GuestHello) {

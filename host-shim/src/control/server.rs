@@ -13,7 +13,7 @@ use super::{Shared, seed};
 
 /// Bytes that may wait for a guest that does not read: all rows of a large cluster, several times.
 const BACKLOG: usize = 64 << 20;
-/// Lines of the guest that are believed per second; the rest is dropped unread by the decoder's pace.
+/// Bytes taken from the guest at once.
 const READ_CHUNK: usize = 16 << 10;
 
 pub(super) struct Server {

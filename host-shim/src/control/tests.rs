@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use sluice_contract::frame::{self, Decoder, FRAME_MAX};
-use sluice_contract::message::{Counter, Envelope, GuestHello};
-use sluice_contract::report::{CounterId, Field, Reject, RejectReason};
+use sluice_contract::message::Counter;
+use sluice_contract::report::{CounterId, Field, RejectReason};
 use sluice_contract::row::{LinkRow, NodeRow};
 use sluice_contract::types::Identity;
-use sluice_contract::{Generation, Key, LinkId, Mac, Row, ToGuest, ToHost, VERSION};
+use sluice_contract::{Generation, LinkId, Mac, Row, VERSION};
 
 use super::session::{Desired, Event, Session};
+use super::testing::Guest;
 
 fn link(id: u16, incarnation: u32) -> Row {
     let id = LinkId::new(id).unwrap();
@@ -27,145 +27,6 @@ fn link(id: u16, incarnation: u32) -> Row {
 
 fn heapless_from(address: std::net::IpAddr) -> heapless::Vec<std::net::IpAddr, 4> {
     heapless::Vec::from_slice(&[address]).unwrap()
-}
-
-/// A guest by the rules in `message.rs`, without tables of its own.
-struct Guest {
-    version: u16,
-    refuses: Option<Key>,
-    decoder: Decoder,
-    output: Vec<u8>,
-    session: u64,
-    sequence: u32,
-    expected: u32,
-    open: bool,
-    rows: BTreeMap<Key, Row>,
-    shadow: Option<(BTreeMap<Key, Row>, Option<Reject>)>,
-    generation: Generation,
-}
-
-impl Default for Guest {
-    fn default() -> Self {
-        Self {
-            version: VERSION,
-            refuses: None,
-            decoder: Decoder::default(),
-            output: Vec::new(),
-            session: 0,
-            sequence: 0,
-            expected: 0,
-            open: false,
-            rows: BTreeMap::new(),
-            shadow: None,
-            generation: Generation(0),
-        }
-    }
-}
-
-impl Guest {
-    fn send(&mut self, message: ToHost) {
-        let mut buffer = [0; FRAME_MAX];
-        let envelope = Envelope {
-            session: self.session,
-            sequence: self.sequence,
-            message,
-        };
-        self.sequence += 1;
-        self.output
-            .extend_from_slice(frame::encode(&envelope, &mut buffer).unwrap());
-    }
-
-    fn receive(&mut self, mut bytes: &[u8]) {
-        let mut decoder = std::mem::take(&mut self.decoder);
-        while let Some(payload) = decoder.next(&mut bytes) {
-            if let Some(envelope) = frame::decode::<Envelope<ToGuest>>(payload) {
-                self.take(envelope);
-            }
-        }
-        self.decoder = decoder;
-    }
-
-    fn take(&mut self, envelope: Envelope<ToGuest>) {
-        if let ToGuest::Hello { version } = envelope.message {
-            (self.session, self.sequence, self.expected) = (envelope.session, 0, 1);
-            self.shadow = None;
-            self.open = version == self.version;
-            let (version, generation) = (self.version, self.generation);
-            let hello = GuestHello {
-                version,
-                image: [7; 20],
-                generation,
-                ram_mib: 64,
-                uptime_us: 9,
-            };
-            return self.send(ToHost::Hello(hello));
-        }
-        if !self.open || envelope.session != self.session || envelope.sequence < self.expected {
-            return;
-        }
-        if envelope.sequence > self.expected {
-            self.shadow = None;
-            self.open = false;
-            return self.send(ToHost::Resync {
-                expected: self.expected,
-            });
-        }
-        self.expected += 1;
-        match envelope.message {
-            ToGuest::Begin { fresh, .. } => {
-                let rows = if fresh {
-                    BTreeMap::new()
-                } else {
-                    self.rows.clone()
-                };
-                self.shadow = Some((rows, None));
-            }
-            ToGuest::Put(row) => {
-                let refused = self.refuses == Some(row.key());
-                let Some((rows, reject)) = &mut self.shadow else {
-                    return;
-                };
-                rows.insert(row.key(), row.clone());
-                if refused {
-                    let reason = RejectReason::Taken;
-                    let object = Some(row.key());
-                    *reject = Some(Reject {
-                        object,
-                        field: Field::Addresses,
-                        reason,
-                    });
-                }
-            }
-            ToGuest::Remove(key) => {
-                self.shadow.as_mut().and_then(|(rows, _)| rows.remove(&key));
-            }
-            ToGuest::Commit { generation } => match self.shadow.take() {
-                Some((_, Some(reject))) => self.send(ToHost::Reject { generation, reject }),
-                Some((rows, None)) => {
-                    (self.rows, self.generation) = (rows, generation);
-                    self.send(ToHost::Ack { generation });
-                }
-                None => {}
-            },
-            ToGuest::ReadStats { token } => {
-                for last in [false, true] {
-                    let id = CounterId::Received;
-                    let counters = heapless::Vec::from_slice(&[Counter {
-                        id,
-                        value: u64::from(last),
-                    }])
-                    .unwrap();
-                    self.send(ToHost::Stats {
-                        token,
-                        counters,
-                        last,
-                    });
-                }
-            }
-            ToGuest::Ping { token } => self.send(ToHost::Pong { token }),
-            ToGuest::Hello { .. } | ToGuest::Shutdown => {}
-        }
-    }
 }
 
 struct Channel {
@@ -494,4 +355,19 @@ fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
     assert!(control.status().connected);
     control.stop();
     assert_eq!(serve.join().unwrap().rows.len(), 1);
+}
+
+#[test]
+fn guest_that_talks_too_much_is_counted_and_not_logged() {
+    let mut state = super::State::default();
+    for _ in 0..1000 {
+        let text = "again".to_owned();
+        state.learn(Event::Fault { text });
+    }
+    assert!(
+        state.status.lines_dropped >= 960,
+        "{}",
+        state.status.lines_dropped
+    );
+    assert_eq!(state.status.notes.len(), super::NOTES);
 }

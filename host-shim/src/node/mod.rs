@@ -156,6 +156,11 @@ impl Node {
         for path in [&sockets.trunk, &sockets.control] {
             files::remove(path);
         }
+        if tear_down {
+            // Whoever opened it before now and locks it afterwards holds a file that has no name; the sockets it then
+            // binds are its own all the same.
+            files::remove(&self.config.run_dir.join("node.lock"));
+        }
         tracing::info!(tear_down, "node stopped");
     }
 

@@ -265,6 +265,7 @@ impl Keeper {
     }
 
     fn announce(&self, process: &Process) {
+        self.trunk.admit_only(Some(process.record.pid));
         let mut state = self.shared.lock();
         state.status.pid = Some(process.record.pid);
         state.status.adopted = process.is_adopted();
@@ -291,6 +292,7 @@ impl Keeper {
 
     fn mourn(&self, process: Process) {
         let pid = process.record.pid;
+        self.trunk.admit_only(None);
         let ending = process.collect(&self.log);
         tracing::error!(pid, status = %ending.status, line = %ending.line, "VMM ended");
         let mut state = self.shared.lock();
@@ -305,6 +307,8 @@ impl Keeper {
         if end {
             process.end(ENDING);
             files::remove(&self.record);
+            files::remove(&self.log);
+            files::remove(&self.log.with_extension("log.1"));
         }
     }
 
@@ -324,5 +328,166 @@ impl Keeper {
             // An error ends the wait early, which does no harm.
             let _ = poll(&mut fds, timeout);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trunk::vhost::TrunkPeer;
+
+    /// A run directory with a script in the VMM's place.
+    struct Lab {
+        dir: PathBuf,
+        trunk: TrunkState,
+    }
+
+    impl Lab {
+        fn new(name: &str, script: &str) -> Self {
+            use std::os::unix::fs::PermissionsExt;
+            let dir = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            let vmm = dir.join("vmm");
+            fs::write(dir.join("script"), script).unwrap();
+            fs::copy("/bin/sh", &vmm).unwrap();
+            fs::set_permissions(&vmm, fs::Permissions::from_mode(0o700)).unwrap();
+            Self {
+                dir,
+                trunk: TrunkState::default(),
+            }
+        }
+
+        fn keeper(&self) -> (Keeper, Arc<Shared>) {
+            let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+            let shared = Arc::new(Shared {
+                state: Mutex::default(),
+                wake,
+            });
+            let keeper = Keeper {
+                shared: shared.clone(),
+                trunk: self.trunk.clone(),
+                command: vec![self.dir.join("vmm").into(), self.dir.join("script").into()],
+                log: self.dir.join("vmm.log"),
+                record: self.dir.join("vmm.json"),
+                patience: Duration::from_millis(300),
+            };
+            (keeper, shared)
+        }
+
+        fn supervisor(&self) -> Supervisor {
+            let (keeper, shared) = self.keeper();
+            let thread = std::thread::spawn(move || keeper.run());
+            Supervisor {
+                shared,
+                thread: Mutex::new(Some(thread)),
+            }
+        }
+    }
+
+    impl Drop for Lab {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.dir).unwrap();
+        }
+    }
+
+    fn eventually(supervisor: &Supervisor, good: impl Fn(&MachineStatus) -> bool) -> MachineStatus {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let status = supervisor.status();
+            if good(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{status:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn is_alive(pid: i32) -> bool {
+        // An adopted one was our child all the same, and stays a zombie until this process ends.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, fields)| !fields.starts_with('Z'))
+    }
+
+    #[test]
+    fn p03_vmm_that_is_killed_is_replaced_at_once() {
+        let lab = Lab::new("killed", "echo up; exec sleep 1000");
+        let supervisor = lab.supervisor();
+        let first = eventually(&supervisor, |s| s.pid.is_some()).pid.unwrap();
+        let target = nix::unistd::Pid::from_raw(first);
+        nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let status = eventually(&supervisor, |s| s.restarts == 1 && s.pid.is_some());
+        assert_ne!(status.pid, Some(first));
+        assert!(status.last_ending.unwrap().status.contains("SIGKILL"));
+        supervisor.stop(true);
+        assert!(!is_alive(status.pid.unwrap()));
+        assert!(!lab.dir.join("vmm.json").exists() && !lab.dir.join("vmm.log").exists());
+    }
+
+    #[test]
+    fn crash_loop_is_slowed_down_and_its_telling_line_kept() {
+        let script = "echo '{\"sluice\":\"fault\",\"rip\":1}'; echo 'and more'; exit 70";
+        let lab = Lab::new("crash", script);
+        let begin = Instant::now();
+        let supervisor = lab.supervisor();
+        let status = eventually(&supervisor, |s| s.restarts == 4);
+        // At once, then after 100, 200 and 400 ms.
+        assert!(begin.elapsed() >= Duration::from_millis(300));
+        let ending = status.last_ending.unwrap();
+        assert_eq!(ending.line, "{\"sluice\":\"fault\",\"rip\":1}");
+        assert!(ending.status.contains("70"), "{}", ending.status);
+        supervisor.stop(true);
+    }
+
+    #[test]
+    fn vmm_outlives_the_daemon_and_is_adopted_when_it_finds_the_trunk_again() {
+        let lab = Lab::new("adopt", "exec sleep 1000");
+        let supervisor = lab.supervisor();
+        let pid = eventually(&supervisor, |s| s.pid.is_some()).pid;
+        supervisor.stop(false);
+        assert!(is_alive(pid.unwrap()));
+
+        lab.trunk.set(Some(TrunkPeer {
+            pid,
+            ..TrunkPeer::default()
+        }));
+        let supervisor = lab.supervisor();
+        let status = eventually(&supervisor, |s| s.pid.is_some());
+        assert_eq!((status.pid, status.adopted), (pid, true));
+        supervisor.stop(false);
+
+        // One that does not come back, or is not what would be started now, is of no use.
+        lab.trunk.set(None);
+        let supervisor = lab.supervisor();
+        let status = eventually(&supervisor, |s| s.pid.is_some());
+        assert!(status.pid != pid && !status.adopted && !is_alive(pid.unwrap()));
+        supervisor.stop(true);
+    }
+
+    #[test]
+    fn record_of_another_process_is_not_believed() {
+        let lab = Lab::new("record", "exec sleep 1000");
+        let (keeper, _) = lab.keeper();
+        let pid = std::process::id().cast_signed();
+        let record = Record {
+            pid,
+            start_ticks: 1,
+            command: keeper.command.clone(),
+            started: SystemTime::now(),
+        };
+        files::write_json(&keeper.record, &record).unwrap();
+        assert!(keeper.adopt().is_none());
+    }
+
+    #[test]
+    fn vmm_that_cannot_be_started_is_a_problem_that_names_it() {
+        let lab = Lab::new("missing", "");
+        fs::remove_file(lab.dir.join("vmm")).unwrap();
+        let supervisor = lab.supervisor();
+        let problem = eventually(&supervisor, |s| s.problem.is_some())
+            .problem
+            .unwrap();
+        assert!(problem.contains("vmm: No such file"), "{problem}");
+        supervisor.stop(true);
     }
 }

@@ -44,6 +44,12 @@ pub enum MemoryError {
     },
     #[error("Region at {guest:#x} of {len:#x} bytes is empty, wraps around or overlaps another")]
     Shape { guest: u64, len: u64 },
+    #[error(
+        "Region at {guest:#x} lies in a file that may shrink under us: a memfd sealed against it is required"
+    )]
+    Unsealed { guest: u64 },
+    #[error("Region at {guest:#x} reaches beyond the {file_len} bytes of its file")]
+    Short { guest: u64, file_len: u64 },
     #[error("{regions} memory regions came with {files} files")]
     Files { regions: usize, files: usize },
 }
@@ -92,6 +98,16 @@ impl GuestMemory {
             let apart = |r: &Region| end <= r.spec.guest || guest >= r.spec.guest + r.spec.len;
             if len == 0 || !regions.iter().all(apart) {
                 return Err(shape);
+            }
+            // Touching a page that its owner took away would end the daemon (SIGBUS).
+            let seals = rustix::fs::fcntl_get_seals(&file);
+            if !seals.is_ok_and(|s| s.contains(rustix::fs::SealFlags::SHRINK)) {
+                return Err(MemoryError::Unsealed { guest });
+            }
+            // A page beyond the end of the file would do the same; the mapping itself does not mind.
+            let file_len = file.metadata().map_or(0, |m| m.len());
+            if offset.checked_add(len).is_none_or(|end| end > file_len) {
+                return Err(MemoryError::Short { guest, file_len });
             }
             let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
                 .map_err(|source| MemoryError::Map { guest, len, source })?;

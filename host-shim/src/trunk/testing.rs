@@ -41,9 +41,10 @@ impl FakeGuest {
     /// # Errors
     /// When the kernel gives no memory file.
     pub fn new(size: u16, event_idx: bool) -> io::Result<Self> {
-        let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
-        let file = File::from(nix::sys::memfd::memfd_create("fake-guest", flags)?);
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create("fake-guest", flags)?);
         file.set_len(LEN)?;
+        rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::SHRINK)?;
         let spec = RegionSpec {
             guest: BASE,
             len: LEN,

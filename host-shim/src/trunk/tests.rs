@@ -5,10 +5,11 @@ use proptest::prelude::*;
 use super::chain::{self, Access};
 use super::drops::HostDrop;
 use super::engine::{RECEIVE, TRANSMIT, Wait};
-use super::memory::Scatter;
-use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
+use super::memory::{GuestMemory, MemoryError, RegionSpec, Scatter};
+use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Ring, RingError, RingSpec};
 use super::testing::{
-    BASE, BUFFERS, FakeGuest, LEN, buffer, encode, engine_for, run_on_hostile_memory, socket_link,
+    BASE, BUFFERS, FakeGuest, LEN, USER, buffer, encode, engine_for, run_on_hostile_memory,
+    socket_link,
 };
 use super::vnet;
 
@@ -392,6 +393,120 @@ fn removed_link_takes_no_more_frames() {
     engine.step();
     assert_eq!(trunk.drops.value(HostDrop::UnknownLink), 1);
     assert!(pod.send(&[1]).is_err());
+}
+
+#[test]
+fn memory_that_cannot_be_trusted_to_stay_is_refused() {
+    let guest = FakeGuest::new(64, true).unwrap();
+    let file = || guest.file().try_clone().unwrap();
+    let spec = |guest, len, user, offset| RegionSpec {
+        guest,
+        len,
+        user,
+        offset,
+    };
+    let good = spec(BASE, LEN, USER, 0);
+    assert!(GuestMemory::map(&[good], vec![file()]).is_ok());
+    let unsealed = rustix::fs::memfd_create("unsealed", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let unsealed = std::fs::File::from(unsealed);
+    unsealed.set_len(LEN).unwrap();
+    let map = |table: &[RegionSpec], files| GuestMemory::map(table, files).unwrap_err();
+    assert!(matches!(
+        map(&[good], vec![unsealed]),
+        MemoryError::Unsealed { guest: BASE }
+    ));
+    assert!(matches!(
+        map(&[good], vec![]),
+        MemoryError::Files {
+            regions: 1,
+            files: 0
+        }
+    ));
+    assert!(matches!(
+        map(&[good, good], vec![file(), file()]),
+        MemoryError::Shape { .. }
+    ));
+    for bad in [
+        spec(BASE, 0, USER, 0),
+        spec(u64::MAX, LEN, USER, 0),
+        spec(0, LEN, u64::MAX, 0),
+    ] {
+        assert!(matches!(
+            map(&[bad], vec![file()]),
+            MemoryError::Shape { .. }
+        ));
+    }
+    for bad in [spec(BASE, LEN + 1, USER, 0), spec(BASE, LEN, USER, 4096)] {
+        assert!(matches!(
+            map(&[bad], vec![file()]),
+            MemoryError::Short { .. }
+        ));
+    }
+}
+
+#[test]
+fn rings_outside_memory_or_misaligned_are_refused() {
+    let guest = FakeGuest::new(64, true).unwrap();
+    let good = guest.spec(RECEIVE);
+    let ring = |spec: &RingSpec| Ring::new(guest.memory().clone(), spec);
+    assert!(ring(&good).is_ok());
+    for size in [0, 3, 65_000] {
+        assert_eq!(
+            ring(&RingSpec { size, ..good }).unwrap_err(),
+            RingError::Size(size)
+        );
+    }
+    let end = USER + LEN;
+    for (spec, area) in [
+        (
+            RingSpec {
+                descriptors: end - 1008,
+                ..good
+            },
+            "descriptor table",
+        ),
+        (
+            RingSpec {
+                descriptors: good.descriptors + 8,
+                ..good
+            },
+            "descriptor table",
+        ),
+        (
+            RingSpec {
+                available: end - 132,
+                ..good
+            },
+            "available ring",
+        ),
+        (
+            RingSpec {
+                available: good.available + 1,
+                ..good
+            },
+            "available ring",
+        ),
+        (
+            RingSpec {
+                used: end - 516,
+                ..good
+            },
+            "used ring",
+        ),
+        (
+            RingSpec {
+                used: good.used + 2,
+                ..good
+            },
+            "used ring",
+        ),
+        (RingSpec { used: 0, ..good }, "used ring"),
+    ] {
+        match ring(&spec).unwrap_err() {
+            RingError::Area { area: named, .. } => assert_eq!(named, area),
+            other => panic!("{other}"),
+        }
+    }
 }
 
 /// Random descriptor tables: mostly plausible, so that chains get somewhere.

@@ -9,6 +9,8 @@
 pub mod netlink;
 pub mod netns;
 pub mod tap;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::fs::File;
 use std::io;

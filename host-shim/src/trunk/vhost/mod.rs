@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::backend::Backend;
 use self::wire::Reply;
@@ -28,18 +28,38 @@ pub struct TrunkPeer {
     pub serving: bool,
 }
 
-/// Where the state of the connection can be read.
+/// Who is on the trunk socket, and who may be.
 #[derive(Clone, Debug, Default)]
-pub struct TrunkState(Arc<Mutex<Option<TrunkPeer>>>);
+pub struct TrunkState(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    peer: Option<TrunkPeer>,
+    /// The only process that is served, if one is known.
+    only: Option<i32>,
+}
 
 impl TrunkState {
     /// The VMM that is connected now.
     pub fn peer(&self) -> Option<TrunkPeer> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().peer
     }
 
-    fn set(&self, peer: Option<TrunkPeer>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = peer;
+    /// From the next connection on serves this process alone, or anybody.
+    pub fn admit_only(&self, pid: Option<i32>) {
+        self.lock().only = pid;
+    }
+
+    fn admits(&self, pid: Option<i32>) -> bool {
+        self.lock().only.is_none_or(|only| pid == Some(only))
+    }
+
+    pub(crate) fn set(&self, peer: Option<TrunkPeer>) {
+        self.lock().peer = peer;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -58,6 +78,13 @@ pub fn serve(listener: &UnixListener, offered: Features, mailbox: &Mailbox, stat
 
 fn converse(stream: &UnixStream, offered: Features, mailbox: &Mailbox, state: &TrunkState) {
     let pid = peer_pid(stream);
+    if !state.admits(pid) {
+        tracing::warn!(
+            pid,
+            "connection to the trunk refused: not the VMM that was started"
+        );
+        return;
+    }
     state.set(Some(TrunkPeer {
         pid,
         ..TrunkPeer::default()

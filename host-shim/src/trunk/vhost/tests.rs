@@ -222,3 +222,23 @@ fn nonsense_of_a_vmm_ends_the_connection_or_is_refused_and_the_next_one_is_serve
     server.join().unwrap();
     bench.driver.stop();
 }
+
+#[test]
+fn only_the_vmm_that_was_started_is_served() {
+    let bench = bench();
+    bench.state.admit_only(Some(1));
+    let (mut stream, server) = bench.accept();
+    server.join().unwrap();
+    assert_eq!(std::io::Read::read(&mut stream, &mut [0; 1]).unwrap(), 0);
+    bench
+        .state
+        .admit_only(Some(std::process::id().cast_signed()));
+    let mut guest = FakeGuest::new(64, true).unwrap();
+    guest.offer_buffers(0, 40, 4096);
+    let (stream, server) = bench.accept();
+    let vmm = connect(stream, &guest);
+    frames_pass(&bench, &vmm, &mut guest, 1);
+    drop(vmm);
+    server.join().unwrap();
+    bench.driver.stop();
+}

@@ -1,0 +1,146 @@
+//! A guest for tests, as far as the control channel is concerned.
+
+use std::collections::BTreeMap;
+
+use sluice_contract::frame::{self, Decoder, FRAME_MAX};
+use sluice_contract::message::{Counter, Envelope, GuestHello};
+use sluice_contract::report::{CounterId, Field, Reject, RejectReason};
+use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION};
+
+/// The guest's end by the rules in the contract's `message.rs`: it keeps the rows and nothing else.
+#[derive(Debug)]
+pub struct Guest {
+    pub version: u16,
+    pub refuses: Option<Key>,
+    pub decoder: Decoder,
+    pub output: Vec<u8>,
+    pub session: u64,
+    pub sequence: u32,
+    pub expected: u32,
+    pub open: bool,
+    pub rows: BTreeMap<Key, Row>,
+    pub shadow: Option<(BTreeMap<Key, Row>, Option<Reject>)>,
+    pub generation: Generation,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            refuses: None,
+            decoder: Decoder::default(),
+            output: Vec::new(),
+            session: 0,
+            sequence: 0,
+            expected: 0,
+            open: false,
+            rows: BTreeMap::new(),
+            shadow: None,
+            generation: Generation(0),
+        }
+    }
+}
+
+impl Guest {
+    fn send(&mut self, message: ToHost) {
+        let mut buffer = [0; FRAME_MAX];
+        let envelope = Envelope {
+            session: self.session,
+            sequence: self.sequence,
+            message,
+        };
+        self.sequence += 1;
+        self.output
+            .extend_from_slice(frame::encode(&envelope, &mut buffer).expect("fits"));
+    }
+
+    /// Takes bytes from the host; what there is to say is appended to `output`.
+    pub fn receive(&mut self, mut bytes: &[u8]) {
+        let mut decoder = std::mem::take(&mut self.decoder);
+        while let Some(payload) = decoder.next(&mut bytes) {
+            if let Some(envelope) = frame::decode::<Envelope<ToGuest>>(payload) {
+                self.take(envelope);
+            }
+        }
+        self.decoder = decoder;
+    }
+
+    fn take(&mut self, envelope: Envelope<ToGuest>) {
+        if let ToGuest::Hello { version } = envelope.message {
+            (self.session, self.sequence, self.expected) = (envelope.session, 0, 1);
+            self.shadow = None;
+            self.open = version == self.version;
+            let (version, generation) = (self.version, self.generation);
+            let hello = GuestHello {
+                version,
+                image: [7; 20],
+                generation,
+                ram_mib: 64,
+                uptime_us: 9,
+            };
+            return self.send(ToHost::Hello(hello));
+        }
+        if !self.open || envelope.session != self.session || envelope.sequence < self.expected {
+            return;
+        }
+        if envelope.sequence > self.expected {
+            self.shadow = None;
+            self.open = false;
+            return self.send(ToHost::Resync {
+                expected: self.expected,
+            });
+        }
+        self.expected += 1;
+        match envelope.message {
+            ToGuest::Begin { fresh, .. } => {
+                let rows = if fresh {
+                    BTreeMap::new()
+                } else {
+                    self.rows.clone()
+                };
+                self.shadow = Some((rows, None));
+            }
+            ToGuest::Put(row) => {
+                let refused = self.refuses == Some(row.key());
+                let Some((rows, reject)) = &mut self.shadow else {
+                    return;
+                };
+                rows.insert(row.key(), row.clone());
+                if refused {
+                    let reason = RejectReason::Taken;
+                    let object = Some(row.key());
+                    *reject = Some(Reject {
+                        object,
+                        field: Field::Addresses,
+                        reason,
+                    });
+                }
+            }
+            ToGuest::Remove(key) => {
+                self.shadow.as_mut().and_then(|(rows, _)| rows.remove(&key));
+            }
+            ToGuest::Commit { generation } => match self.shadow.take() {
+                Some((_, Some(reject))) => self.send(ToHost::Reject { generation, reject }),
+                Some((rows, None)) => {
+                    (self.rows, self.generation) = (rows, generation);
+                    self.send(ToHost::Ack { generation });
+                }
+                None => {}
+            },
+            ToGuest::ReadStats { token } => {
+                for last in [false, true] {
+                    let id = CounterId::Received;
+                    let value = u64::from(last);
+                    let counters = [Counter { id, value }].into_iter().collect();
+                    self.send(ToHost::Stats {
+                        token,
+                        counters,
+                        last,
+                    });
+                }
+            }
+            ToGuest::Ping { token } => self.send(ToHost::Pong { token }),
+            ToGuest::Hello { .. } | ToGuest::Shutdown => {}
+        }
+    }
+}

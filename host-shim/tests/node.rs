@@ -1,0 +1,429 @@
+//! `sluice-node` and `sluice` as processes: what they bring up, keep, and leave. Needs root and network namespaces.
+//!
+//! The VMM is `external`: this test plays the guest on the control socket. The path through a real machine is shown in the lab.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panic")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use sluice_contract::{Key, LinkId, VERSION};
+use sluice_host::api::{self, Request};
+use sluice_host::control::testing::Guest;
+use sluice_host::node::report::LinkReport;
+use sluice_host::wiring::testing::{Namespace, namespaces};
+
+/// A node in a namespace of its own, with two pods.
+struct Lab {
+    host: Namespace,
+    pods: [Namespace; 2],
+    dir: PathBuf,
+    wiring: &'static str,
+}
+
+impl Lab {
+    fn new(name: &str, wiring: &'static str) -> Option<Self> {
+        let [host, a, b] = namespaces()?;
+        let dir = std::env::temp_dir().join(format!("sluice-node-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Some(Self {
+            host,
+            pods: [a, b],
+            dir,
+            wiring,
+        })
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    fn pod(&self, index: usize) -> Value {
+        let address = format!("10.77.0.{}", index + 2);
+        json!({"name": format!("default/{index}"), "netns": self.pods[index].path, "addresses": [address]})
+    }
+
+    fn start(&self, pods: &[Value]) -> Daemon {
+        let config = json!({
+            "run_dir": self.run_dir(), "image": "none", "isolation": "external",
+            "wiring": self.wiring, "pods": pods,
+        });
+        let path = self.dir.join("node.json");
+        fs::write(&path, config.to_string()).unwrap();
+        let start = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-node"));
+            command
+                .arg("--config")
+                .arg(&path)
+                .stderr(Stdio::piped())
+                .spawn()
+        };
+        Daemon(self.host.run(start))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.run_dir().join("node.sock")
+    }
+
+    fn status(&self) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match api::ask(&self.socket(), &Request::Status) {
+                Ok(status) => return status,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks until the answer is as it should become.
+    fn eventually(&self, good: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let status = self.status();
+            if good(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{status:#}");
+        }
+    }
+
+    fn sluice(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    fn assert_nothing_is_left(&self) {
+        let alone = BTreeSet::from(["lo".to_owned()]);
+        for namespace in [&self.host, &self.pods[0], &self.pods[1]] {
+            assert_eq!(namespace.interfaces(), alone);
+        }
+        let files: Vec<_> = fs::read_dir(self.run_dir())
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
+        assert!(files.is_empty(), "{files:?}");
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+struct Daemon(Child);
+
+impl Daemon {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Waits for the end: exit status and log.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut log = String::new();
+        self.0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut log)
+            .unwrap();
+        (self.0.wait().unwrap().code(), log)
+    }
+
+    fn stop(self) -> String {
+        self.signal(Signal::SIGTERM);
+        let (code, log) = self.end();
+        assert_eq!(code, Some(0), "{log}");
+        log
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Already gone when the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Plays the guest until the node closes the channel, and returns it.
+fn guest_on(run_dir: &Path, mut guest: Guest) -> JoinHandle<Guest> {
+    let mut stream = UnixStream::connect(run_dir.join("control.sock")).unwrap();
+    std::thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut chunk) {
+            guest.receive(&chunk[..n]);
+            if stream
+                .write_all(&std::mem::take(&mut guest.output))
+                .is_err()
+            {
+                break;
+            }
+        }
+        guest
+    })
+}
+
+fn settled(status: &Value) -> bool {
+    status["control"]["settled"] == true
+}
+
+fn link_keys(guest: &Guest) -> Vec<u16> {
+    let id = |key: &Key| match key {
+        Key::Link(id) => Some(id.raw()),
+        _ => None,
+    };
+    guest.rows.keys().filter_map(id).collect()
+}
+
+#[test]
+fn p11_node_brings_pods_up_and_leaves_nothing() {
+    for wiring in ["veth", "tap"] {
+        let Some(lab) = Lab::new(&format!("up-{wiring}"), wiring) else {
+            return;
+        };
+        let daemon = lab.start(&[lab.pod(0), lab.pod(1)]);
+        lab.status();
+        let guest = guest_on(&lab.run_dir(), Guest::default());
+        let status = lab.eventually(settled);
+        assert_eq!(status["links"].as_array().unwrap().len(), 2);
+        assert_eq!(status["links"][0]["wiring"], wiring);
+        assert!(lab.pods.iter().all(|p| p.interfaces().contains("eth0")));
+        let shown = lab.sluice(&["status"]);
+        // Nobody serves the trunk here, and the exit status says so.
+        assert_eq!(shown.status.code(), Some(1));
+        let text = String::from_utf8(shown.stdout).unwrap();
+        assert!(
+            text.contains("does not serve the trunk") && text.contains("default/1"),
+            "{text}"
+        );
+        daemon.stop();
+        assert_eq!(link_keys(&guest.join().unwrap()), [16, 17]);
+        lab.assert_nothing_is_left();
+        assert_eq!(lab.sluice(&["status"]).status.code(), Some(3));
+    }
+}
+
+#[test]
+fn p04_links_survive_a_killed_daemon_and_the_guest_is_never_told_of_fewer() {
+    for wiring in ["veth", "tap"] {
+        let Some(lab) = Lab::new(&format!("kill-{wiring}"), wiring) else {
+            return;
+        };
+        let daemon = lab.start(&[lab.pod(0), lab.pod(1)]);
+        lab.status();
+        let guest = guest_on(&lab.run_dir(), Guest::default());
+        lab.eventually(settled);
+        daemon.signal(Signal::SIGKILL);
+        daemon.end();
+        let guest = guest.join().unwrap();
+        assert!(lab.pods.iter().all(|p| p.interfaces().contains("eth0")));
+
+        let daemon = lab.start(&[lab.pod(0), lab.pod(1)]);
+        lab.status();
+        let guest = guest_on(&lab.run_dir(), guest);
+        let status = lab.eventually(settled);
+        assert_eq!(status["control"]["generation"], 2);
+        let log = daemon.stop();
+        assert_eq!(log.matches("link attached again").count(), 2, "{log}");
+        assert_eq!(link_keys(&guest.join().unwrap()), [16, 17]);
+        lab.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn pod_that_left_the_configuration_loses_its_link_and_a_broken_link_is_made_anew() {
+    let Some(lab) = Lab::new("change", "veth") else {
+        return;
+    };
+    let daemon = lab.start(&[lab.pod(0), lab.pod(1)]);
+    lab.status();
+    daemon.signal(Signal::SIGKILL);
+    daemon.end();
+    lab.host.run(|| {
+        let mut host = sluice_host::wiring::netlink::Netlink::open()?;
+        let index = host.index("slv16")?;
+        host.delete(index)
+    });
+    let daemon = lab.start(&[lab.pod(0)]);
+    let status = lab.status();
+    assert_eq!(status["links"].as_array().unwrap().len(), 1);
+    assert!(lab.pods[0].interfaces().contains("eth0"));
+    assert!(!lab.pods[1].interfaces().contains("eth0"));
+    daemon.stop();
+    lab.assert_nothing_is_left();
+}
+
+#[test]
+fn c15_failure_in_the_middle_of_the_start_leaves_nothing_and_names_the_pod() {
+    let Some(lab) = Lab::new("middle", "veth") else {
+        return;
+    };
+    let mut bad = lab.pod(1);
+    bad["netns"] = json!("/nowhere/pod");
+    let (code, log) = lab.start(&[lab.pod(0), bad]).end();
+    assert_eq!(code, Some(1));
+    assert!(
+        log.contains("Pod default/1: Link 17: cannot open the namespace: No such file"),
+        "{log}"
+    );
+    lab.assert_nothing_is_left();
+}
+
+#[test]
+fn links_are_added_and_removed_by_request_once_the_guest_agrees() {
+    let Some(lab) = Lab::new("request", "tap") else {
+        return;
+    };
+    let daemon = lab.start(&[]);
+    lab.status();
+    let refused = Key::Link(LinkId::new(17).unwrap());
+    let guest = Guest {
+        refuses: Some(refused),
+        ..Guest::default()
+    };
+    let guest = guest_on(&lab.run_dir(), guest);
+    let netns = [0, 1].map(|i| lab.pods[i].path.to_str().unwrap().to_owned());
+    let add = |name: &str, netns: &str, address: &str| {
+        lab.sluice(&[
+            "-o",
+            "json",
+            "link",
+            "add",
+            name,
+            "--netns",
+            netns,
+            "--address",
+            address,
+        ])
+    };
+    let added = add("default/a", &netns[0], "10.77.0.2");
+    let link: LinkReport = serde_json::from_slice(&added.stdout).unwrap();
+    assert_eq!(
+        (link.id, link.pod.as_str(), added.status.code()),
+        (16, "default/a", Some(0))
+    );
+    assert!(lab.pods[0].interfaces().contains("eth0"));
+
+    for (name, address, reason) in [
+        ("default/b", "10.77.0.3", "refused Some(Link(link 17))"),
+        ("default/a", "10.77.0.3", "named default/a is there already"),
+        (
+            "default/b",
+            "10.77.0.2",
+            "10.77.0.2 is the address of default/a",
+        ),
+        ("default/b", "127.0.0.1", "127.0.0.1 cannot be a pod's"),
+    ] {
+        let output = add(name, &netns[1], address);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(1) && text.contains(reason),
+            "{text}"
+        );
+        assert!(!lab.pods[1].interfaces().contains("eth0"), "{reason}");
+    }
+    assert_eq!(
+        lab.sluice(&["link", "del", "default/b"]).status.code(),
+        Some(1)
+    );
+    assert_eq!(
+        lab.sluice(&["link", "del", "default/a"]).status.code(),
+        Some(0)
+    );
+    assert!(!lab.pods[0].interfaces().contains("eth0"));
+    assert_eq!(lab.sluice(&["link", "list"]).status.code(), Some(0));
+    assert_eq!(lab.sluice(&["drops"]).status.code(), Some(0));
+    daemon.stop();
+    assert_eq!(link_keys(&guest.join().unwrap()), [] as [u16; 0]);
+    lab.assert_nothing_is_left();
+}
+
+#[test]
+fn guest_of_another_version_makes_the_node_unwell_with_both_numbers() {
+    let Some(lab) = Lab::new("version", "veth") else {
+        return;
+    };
+    let daemon = lab.start(&[]);
+    lab.status();
+    let guest = Guest {
+        version: VERSION + 1,
+        ..Guest::default()
+    };
+    let guest = guest_on(&lab.run_dir(), guest);
+    let status = lab.eventually(|s| s["control"]["problem"].is_string());
+    let problem = status["control"]["problem"].as_str().unwrap();
+    assert!(
+        problem.contains(&format!("version {}", VERSION + 1)),
+        "{problem}"
+    );
+    assert!(
+        problem.contains(&format!("version {VERSION}:")),
+        "{problem}"
+    );
+    assert_eq!(lab.sluice(&["status"]).status.code(), Some(1));
+    daemon.stop();
+    assert!(guest.join().unwrap().rows.is_empty());
+}
+
+#[test]
+fn run_directory_has_one_daemon() {
+    let Some(lab) = Lab::new("lock", "veth") else {
+        return;
+    };
+    let daemon = lab.start(&[]);
+    lab.status();
+    let (code, log) = lab.start(&[]).end();
+    assert_eq!(code, Some(1));
+    assert!(log.contains("Another sluice-node uses"), "{log}");
+    assert_eq!(lab.status()["links"], json!([]));
+    daemon.stop();
+    lab.assert_nothing_is_left();
+}
+
+#[test]
+fn wrong_configuration_is_refused_with_status_two() {
+    let dir = std::env::temp_dir();
+    let path = dir.join(format!("sluice-wrong-{}.json", std::process::id()));
+    fs::write(&path, r#"{"image": "i", "isolatoin": "kvm"}"#).unwrap();
+    let run = |arguments: &[&str]| -> io::Result<Output> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-node"));
+        command.arg("--config").arg(&path).args(arguments).output()
+    };
+    let output = run(&[]).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("isolatoin")
+    );
+    fs::write(&path, r#"{"image": "i"}"#).unwrap();
+    let output = run(&["--check"]).unwrap();
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(checked["isolation"], "auto");
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn example_configuration_is_understood() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../examples/two-pods/node.json"
+    );
+    let config = sluice_host::config::Config::read(Path::new(path)).unwrap();
+    assert_eq!(config.pods.len(), 2);
+}
