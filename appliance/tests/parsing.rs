@@ -108,7 +108,8 @@ fn segment() -> impl Strategy<Value = Segment> {
         }),
         any::<(u16, u16)>().prop_map(|(source, destination)| Segment::Sctp {
             source,
-            destination
+            destination,
+            tag: 7
         }),
         any::<(u8, u8, u32)>().prop_map(|(kind, code, rest)| Segment::Icmp(kind, code, rest)),
         any::<u8>().prop_map(Segment::Raw),

@@ -2,6 +2,8 @@
 
 extern crate std;
 
+pub mod node;
+
 use crate::address::Address;
 use crate::arena::Arena;
 use crate::frame::{Frame, Offload};
@@ -10,7 +12,7 @@ use crate::tables::Capacity;
 use crate::time::{Duration, Instant};
 use crate::verdict::{Originate, Verdict};
 use crate::wire::{checksum, ethernet, icmp, ipv4, ipv6, protocol, tcp, udp};
-use sluice_contract::row::{LinkRow, NodeRow};
+use sluice_contract::row::LinkRow;
 use sluice_contract::{DropReason, Generation, Identity, LinkId, Mac, Row, ToGuest};
 use std::vec::Vec;
 use zerocopy::{FromBytes, IntoBytes, big_endian::U16, big_endian::U32};
@@ -67,6 +69,7 @@ pub enum Segment {
     Sctp {
         source: u16,
         destination: u16,
+        tag: u32,
     },
     /// Kind, code, second word.
     Icmp(u8, u8, u32),
@@ -110,6 +113,18 @@ impl Builder {
         self.transport = Segment::Sctp {
             source,
             destination,
+            tag: 0,
+        };
+        self
+    }
+
+    /// With a verification tag, which all but the first packet have.
+    #[must_use]
+    pub fn sctp_tagged(mut self, source: u16, destination: u16, tag: u32) -> Self {
+        self.transport = Segment::Sctp {
+            source,
+            destination,
+            tag,
         };
         self
     }
@@ -241,10 +256,12 @@ impl Builder {
             Segment::Sctp {
                 source,
                 destination,
+                tag,
             } => {
                 bytes.extend_from_slice(&source.to_be_bytes());
                 bytes.extend_from_slice(&destination.to_be_bytes());
-                bytes.extend_from_slice(&[0; 8]);
+                bytes.extend_from_slice(&tag.to_be_bytes());
+                bytes.extend_from_slice(&[0; 4]);
             }
             Segment::Icmp(kind, code, second) => {
                 bytes.extend_from_slice(&[kind, code, 0, 0]);
@@ -383,14 +400,19 @@ pub struct Bench {
 
 impl Bench {
     /// An empty pipeline of that capacity.
+    pub fn empty(capacity: Capacity) -> Self {
+        Self::seeded(capacity, [7; 16])
+    }
+
+    /// The same with another secret.
     ///
     /// # Panics
     /// If the memory does not suffice.
     #[expect(clippy::expect_used, reason = "for tests")]
-    pub fn empty(capacity: Capacity) -> Self {
+    pub fn seeded(capacity: Capacity, seed: [u8; 16]) -> Self {
         // Tests are short; the memory lives as long as they do.
         let memory = Vec::leak(std::vec![0u8; capacity.bytes()]);
-        let pipeline = Pipeline::new(&mut Arena::new(memory), capacity, [7; 16])
+        let pipeline = Pipeline::new(&mut Arena::new(memory), capacity, seed)
             .expect("The fixture's memory suffices");
         Self {
             pipeline,
@@ -495,11 +517,6 @@ pub fn pod_row(link: u16, n: u16) -> LinkRow {
         identity: Identity(u32::from(link)),
         incarnation: 1,
     }
-}
-
-/// The node row that everybody begins with.
-pub fn node_row() -> NodeRow {
-    NodeRow::default()
 }
 
 /// Fuzz entry: the bytes are frames, each with a leading length and link, through a pipeline with a few pods.
