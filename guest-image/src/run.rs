@@ -119,6 +119,7 @@ impl<'m, M: Machine> Loop<'m, M> {
     /// Housekeeping that is due. `true` if there is more of it.
     fn sweep(&mut self, now: u64) -> bool {
         let Some(trunk) = &mut self.trunk else {
+            self.next_sweep = None; // nothing to keep house for, and no reason to stay awake
             return false;
         };
         if self.next_sweep.is_none_or(|at| at > now) {

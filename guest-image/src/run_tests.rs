@@ -245,6 +245,14 @@ fn an_idle_node_sleeps_a_second_at_a_time_and_needs_no_heartbeat() {
 }
 
 #[test]
+fn a_node_without_a_trunk_sleeps_too() {
+    let mut node = Node::new();
+    node.appliance.trunk = None;
+    node.until_quiet();
+    assert_eq!(node.world.borrow().sleeps, [1_000_000_000]);
+}
+
+#[test]
 fn a_frame_that_comes_at_the_last_moment_is_not_slept_over() {
     let mut node = Node::with_pods();
     let backend = Rc::clone(&node.backend);

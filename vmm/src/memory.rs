@@ -121,11 +121,11 @@ impl GuestRam {
             source: error.into(),
         })?;
         let length = usize::try_from(size).map_err(|_| MemoryError::Layout { mib })?;
-        let mut flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        if backing == Backing::HugePages {
-            // The pool is claimed now: a late failure would be a SIGBUS.
-            flags = libc::MAP_SHARED | libc::MAP_POPULATE;
-        }
+        let flags = match backing {
+            // Mapping claims the pages from the pool: a failure is told here, not as a SIGBUS later.
+            Backing::HugePages => libc::MAP_SHARED,
+            Backing::Pages => libc::MAP_SHARED | libc::MAP_NORESERVE,
+        };
         let mapping = MmapRegion::build(
             Some(FileOffset::new(file, 0)),
             length,
@@ -213,12 +213,13 @@ impl GuestRam {
     /// # Errors
     /// The kernel is older than 5.14, or the host is out of memory.
     pub fn prefault(&self) -> io::Result<()> {
-        if self.backing == Backing::HugePages {
-            return Ok(());
-        }
+        let chunk = match self.backing {
+            Backing::HugePages => RAM_GRANULE,
+            Backing::Pages => PREFAULT_CHUNK,
+        };
         let mut start = 0;
         while start < self.size {
-            let length = PREFAULT_CHUNK.min(self.size - start);
+            let length = chunk.min(self.size - start);
             self.advise(start, length, Advice::LinuxPopulateWrite)?;
             start += length;
         }
