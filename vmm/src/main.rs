@@ -2,9 +2,11 @@
 
 use std::error::Error;
 use std::io;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use signal_hook::consts::SIGINT;
@@ -14,8 +16,10 @@ use sluice_vmm::config::CommandLine;
 use sluice_vmm::config::Config;
 use sluice_vmm::config::LogFormat;
 use sluice_vmm::config::LogLevel;
+use sluice_vmm::exit::Ending;
 use sluice_vmm::exit::STATUS_START_FAILED;
 use sluice_vmm::exit::STATUS_USAGE;
+use sluice_vmm::lines::Lines;
 use sluice_vmm::vm::StartError;
 use sluice_vmm::vm::Vm;
 use tracing_subscriber::filter::LevelFilter;
@@ -25,25 +29,34 @@ fn main() -> ExitCode {
     let config = match CommandLine::parse().resolve() {
         Ok(config) => config,
         Err(error) => {
-            tell(LogFormat::Human, "wrong configuration", &error);
+            let text = complaint(LogFormat::Human, "wrong configuration", &error);
+            // Whoever reads this may be gone; the status still tells.
+            let _ = writeln!(io::stderr(), "{text}");
             return ExitCode::from(STATUS_USAGE);
         }
     };
-    start_log(&config);
-    match run(&config) {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            tell(config.log_format, "cannot start", &error);
-            ExitCode::from(STATUS_START_FAILED)
-        }
-    }
+    let status = Lines::start(io::stderr()).map_or(STATUS_START_FAILED, |lines| {
+        start_log(&config, &lines);
+        let (status, line) = match run(&config, &lines) {
+            Ok((ending, uptime)) => (ending.status(), ending.line(uptime)),
+            Err(error) => (
+                STATUS_START_FAILED,
+                complaint(config.log_format, "cannot start", &error),
+            ),
+        };
+        // What did not fit or was not taken in time is lost; the status still tells.
+        let _ = lines.send(line);
+        let _ = lines.flush();
+        status
+    });
+    ExitCode::from(status)
 }
 
-fn run(config: &Config) -> Result<u8, StartError> {
+fn run(config: &Config, lines: &Lines) -> Result<(Ending, Duration), StartError> {
     // Nothing this process starts or becomes may gain privileges.
     rustix::thread::set_no_new_privs(true).map_err(io::Error::from)?;
     // Until here a signal ends the process as it always does; waiting for the trunk is part of that.
-    let vm = Vm::create(config)?;
+    let vm = Vm::create(config, lines)?;
     let stop = stop_request()?;
     let (running, timings) = vm.start()?;
     tracing::info!(
@@ -53,11 +66,10 @@ fn run(config: &Config) -> Result<u8, StartError> {
         "started"
     );
     if config.timings {
-        eprintln!("{}", timings.line());
+        // As good as a line of the log.
+        let _ = lines.send(timings.line());
     }
-    let (ending, uptime) = running.wait(&stop);
-    eprintln!("{}", ending.line(uptime));
-    Ok(ending.status())
+    Ok(running.wait(&stop))
 }
 
 /// Readable after SIGTERM or SIGINT.
@@ -71,30 +83,29 @@ fn stop_request() -> io::Result<OwnedFd> {
     Ok(read.into())
 }
 
-fn start_log(config: &Config) {
+fn start_log(config: &Config, lines: &Lines) {
     let level = match config.log_level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
     };
+    let lines = lines.clone();
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(io::stderr)
+        .with_writer(move || lines.clone())
         .with_ansi(false)
         .with_target(false);
     // Not `init`: that would also take in the `log` lines of libraries, and a guest can cause those without limit.
-    let result = match config.log_format {
+    // Fails only if a log was set before, and none was.
+    let _ = match config.log_format {
         LogFormat::Human => tracing::subscriber::set_global_default(log.finish()),
         LogFormat::Json => tracing::subscriber::set_global_default(log.json().finish()),
     };
-    if let Err(error) = result {
-        eprintln!("sluice-vmm: no log: {error}");
-    }
 }
 
 /// The error and its causes, one line.
-fn tell(format: LogFormat, what: &str, error: &dyn Error) {
+fn complaint(format: LogFormat, what: &str, error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -103,12 +114,9 @@ fn tell(format: LogFormat, what: &str, error: &dyn Error) {
         cause = error.source();
     }
     match format {
-        LogFormat::Human => eprintln!("sluice-vmm: {what}: {text}"),
+        LogFormat::Human => format!("sluice-vmm: {what}: {text}"),
         LogFormat::Json => {
-            eprintln!(
-                "{}",
-                serde_json::json!({ "vmm": "error", "what": what, "error": text })
-            );
+            serde_json::json!({ "vmm": "error", "what": what, "error": text }).to_string()
         }
     }
 }

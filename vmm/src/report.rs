@@ -2,17 +2,8 @@
 //!
 //! The guest is untrusted, and so are its lines: they are bounded in length and rate, and only a JSON object that starts with
 //! `{"sluice":` passes as it is; anything else is wrapped and escaped, so that a guest cannot forge a line of the VMM (those
-//! start with `{"vmm":`) or drive a terminal. Writing happens on a thread of its own: a reader of standard error that stops
-//! reading costs lines (counted), not packets.
+//! start with `{"vmm":`) or drive a terminal. Lines that nobody takes in time are dropped, and their number is told.
 
-use std::io;
-use std::io::Write;
-use std::sync::mpsc;
-use std::sync::mpsc::Receiver;
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::mpsc::SyncSender;
-use std::thread;
-use std::time::Duration;
 use std::time::Instant;
 
 use serde::de::IgnoredAny;
@@ -20,6 +11,7 @@ use serde::de::IgnoredAny;
 use crate::bus::BusDevice;
 use crate::bus::Effect;
 use crate::exit::Ending;
+use crate::lines::Lines;
 
 /// The log port.
 pub const LOG_PORT: u64 = 0x402;
@@ -35,10 +27,6 @@ const BURST: u32 = 256;
 const LINES_PER_SECOND: u32 = 32;
 /// Fault and panic lines that pass whatever was logged before.
 const RESERVED: u32 = 8;
-/// Lines waiting for the writer.
-const QUEUE: usize = 64;
-/// How long the last lines may take when the machine is over.
-const FLUSH: Duration = Duration::from_millis(500);
 
 /// Port 0x402.
 #[derive(Debug)]
@@ -47,13 +35,13 @@ pub struct LogPort {
     too_long: bool,
     limit: RateLimit,
     dropped: u64,
-    output: SyncSender<String>,
+    output: Lines,
 }
 
 impl LogPort {
     /// A port whose lines go to `output`, without ever blocking.
     #[must_use]
-    pub fn new(output: SyncSender<String>) -> LogPort {
+    pub fn new(output: Lines) -> LogPort {
         LogPort {
             line: Vec::new(),
             too_long: false,
@@ -85,11 +73,11 @@ impl LogPort {
         }
         if self.dropped > 0 {
             let note = format!(r#"{{"vmm":"guest-log","dropped_lines":{}}}"#, self.dropped);
-            if self.output.try_send(note).is_ok() {
+            if self.output.send(note) {
                 self.dropped = 0;
             }
         }
-        if self.output.try_send(presentable(&line, too_long)).is_err() {
+        if !self.output.send(presentable(&line, too_long)) {
             self.dropped += 1;
         }
     }
@@ -193,62 +181,29 @@ impl BusDevice for ExitPort {
     }
 }
 
-/// The thread that writes the guest's lines.
-#[derive(Debug)]
-pub struct LineWriter {
-    finished: Receiver<()>,
-}
-
-impl LineWriter {
-    /// Starts a writer to `output`; it ends when the last sender is gone.
-    ///
-    /// # Errors
-    /// The process is out of threads.
-    pub fn start(
-        mut output: impl Write + Send + 'static,
-    ) -> io::Result<(SyncSender<String>, LineWriter)> {
-        let (sender, lines) = mpsc::sync_channel::<String>(QUEUE);
-        let (finish, finished) = mpsc::sync_channel(1);
-        thread::Builder::new()
-            .name("report".into())
-            .spawn(move || {
-                for mut line in lines {
-                    line.push('\n');
-                    // One write per line, so that lines of several threads do not mix. Nobody is left to tell about an error.
-                    let _ = output.write_all(line.as_bytes());
-                }
-                // The other side may have given up waiting.
-                let _ = finish.send(());
-            })?;
-        Ok((sender, LineWriter { finished }))
-    }
-
-    /// Waits for the last line, a bounded time. Returns whether all were written.
-    #[must_use]
-    pub fn finish(self) -> bool {
-        !matches!(
-            self.finished.recv_timeout(FLUSH),
-            Err(RecvTimeoutError::Timeout)
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::lines::tests::Paper;
 
-    fn port() -> (LogPort, Receiver<String>) {
-        let (sender, receiver) = mpsc::sync_channel(2 * QUEUE + 2 * BURST as usize);
-        (LogPort::new(sender), receiver)
+    fn port() -> (LogPort, Lines, Paper) {
+        let paper = Paper::default();
+        let lines = Lines::start(paper.clone()).unwrap();
+        (LogPort::new(lines.clone()), lines, paper)
     }
 
     fn lines_of(bytes: &[u8]) -> Vec<String> {
-        let (mut port, receiver) = port();
+        let (mut port, lines, paper) = port();
         assert_eq!(port.write(0, bytes), Effect::Continue);
         drop(port);
-        receiver.iter().collect()
+        lines.flush();
+        paper.lines()
     }
 
     #[test]
@@ -263,13 +218,15 @@ mod tests {
 
     #[test]
     fn a_line_in_pieces_is_one_line() {
-        let (mut port, receiver) = port();
+        let (mut port, lines, paper) = port();
         for byte in br#"{"sluice":"log"}"# {
             port.write(0, &[*byte]);
         }
-        assert!(receiver.try_recv().is_err());
+        lines.flush();
+        assert!(paper.lines().is_empty());
         port.write(0, b"\n");
-        assert_eq!(receiver.try_recv().unwrap(), r#"{"sluice":"log"}"#);
+        lines.flush();
+        assert_eq!(paper.lines(), [r#"{"sluice":"log"}"#]);
     }
 
     #[test]
@@ -310,22 +267,48 @@ mod tests {
         assert_eq!(passed, LINES_PER_SECOND as usize);
     }
 
+    /// Tells of each line it is given, and takes it when told.
+    struct Gate {
+        given: mpsc::Sender<()>,
+        take: mpsc::Receiver<()>,
+        paper: Paper,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.given.send(()).unwrap();
+            // Once the test lets go of the other end, everything is taken at once.
+            let _ = self.take.recv();
+            self.paper.write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn a_reader_that_stops_costs_lines_and_their_number_is_told() {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let mut port = LogPort::new(sender);
-        port.write(0, b"{\"sluice\":1}\n{\"sluice\":2}\n{\"sluice\":3}\n");
-        assert_eq!(receiver.try_recv().unwrap(), r#"{"sluice":1}"#);
-        port.write(0, b"{\"sluice\":4}\n");
-        assert_eq!(
-            receiver.try_recv().unwrap(),
-            r#"{"vmm":"guest-log","dropped_lines":2}"#
-        );
+        let (given, is_given) = mpsc::channel();
+        let (taken, take) = mpsc::channel();
+        let paper = Paper::default();
+        let gate = Gate {
+            given,
+            take,
+            paper: paper.clone(),
+        };
+        let mut port = LogPort::new(Lines::start_with(1, gate).unwrap());
+        port.write(0, b"{\"sluice\":1}\n");
+        is_given.recv().unwrap();
+        // The first is being written, the second waits, two are too many.
+        port.write(0, b"{\"sluice\":2}\n{\"sluice\":3}\n{\"sluice\":4}\n");
+        taken.send(()).unwrap();
+        is_given.recv().unwrap();
         port.write(0, b"{\"sluice\":5}\n");
-        assert_eq!(
-            receiver.try_recv().unwrap(),
-            r#"{"vmm":"guest-log","dropped_lines":1}"#
-        );
+        drop(taken);
+        is_given.recv().unwrap();
+        let told = r#"{"vmm":"guest-log","dropped_lines":2}"#;
+        port.output.flush();
+        assert_eq!(paper.lines(), [r#"{"sluice":1}"#, r#"{"sluice":2}"#, told]);
     }
 
     #[test]

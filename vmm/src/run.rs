@@ -27,7 +27,6 @@ use crate::exit::Ending;
 use crate::memory::GuestRam;
 use crate::park::Pulse;
 use crate::park::Watchdog;
-use crate::report::LineWriter;
 use crate::vcpu::Vcpu;
 
 /// How long a vCPU may take to leave the guest when asked.
@@ -56,7 +55,6 @@ pub struct Running {
     pulse: Arc<Pulse>,
     stop: Stop,
     watchdog: Option<Watchdog>,
-    writer: LineWriter,
     begin: Instant,
     _kept: Kept,
 }
@@ -70,7 +68,6 @@ impl Running {
         vcpu: Vcpu,
         stop: Stop,
         watchdog: Option<Duration>,
-        writer: LineWriter,
         kept: Kept,
     ) -> io::Result<Running> {
         register_kick()?;
@@ -89,7 +86,6 @@ impl Running {
             pulse,
             stop,
             watchdog: watchdog.map(Watchdog::new),
-            writer,
             begin,
             _kept: kept,
         })
@@ -101,9 +97,6 @@ impl Running {
         let asked = self.watch(stop_request);
         let ended = self.stop_vcpu();
         let uptime = self.begin.elapsed();
-        if !self.writer.finish() {
-            tracing::warn!("standard error is not read, the guest's last lines are lost");
-        }
         // What the guest did itself wins, unless it only obeyed.
         let ending = match (asked, ended) {
             (Some(asked), None | Some(Ending::Stopped)) => asked,

@@ -25,6 +25,7 @@ use crate::event::EventThread;
 use crate::event::Subscriber;
 use crate::kvm;
 use crate::kvm::NoKvm;
+use crate::lines::Lines;
 use crate::memory;
 use crate::memory::GuestRam;
 use crate::memory::MemoryError;
@@ -33,7 +34,6 @@ use crate::park::Pulse;
 use crate::park::Sleeper;
 use crate::report;
 use crate::report::ExitPort;
-use crate::report::LineWriter;
 use crate::report::LogPort;
 use crate::run::Kept;
 use crate::run::Running;
@@ -120,7 +120,6 @@ pub struct Vm {
     ram: Arc<GuestRam>,
     vcpu: Vcpu,
     subscribers: Vec<Subscriber>,
-    writer: LineWriter,
     stop: Stop,
     watchdog: Option<Duration>,
     prefault: Prefault,
@@ -136,11 +135,11 @@ impl std::fmt::Debug for Vm {
 }
 
 impl Vm {
-    /// Creates the machine: KVM, RAM, image, devices, vCPU. Waits for the trunk's backend as long as the configuration allows.
+    /// Creates the machine: KVM, RAM, image, devices, vCPU. The guest's report lines go to `lines`. Waits for the trunk's backend as long as the configuration allows.
     ///
     /// # Errors
     /// One cause per variant of [`StartError`], each with what to do about it where that is known.
-    pub fn create(config: &Config) -> Result<Vm, StartError> {
+    pub fn create(config: &Config, lines: &Lines) -> Result<Vm, StartError> {
         let mut timings = Timings::new();
         let kvm = kvm::open(&config.kvm)?;
         timings.step("kvm");
@@ -169,7 +168,7 @@ impl Vm {
             "wired"
         );
 
-        let (ports, writer) = report_ports()?;
+        let ports = report_ports(lines)?;
         let Board {
             memory_mapped,
             calls,
@@ -194,7 +193,6 @@ impl Vm {
             ram,
             vcpu,
             subscribers,
-            writer,
             stop,
             watchdog: config.watchdog,
             prefault: config.prefault,
@@ -219,7 +217,7 @@ impl Vm {
             vm: self.vm,
             ram: self.ram,
         };
-        let running = Running::start(self.vcpu, self.stop, self.watchdog, self.writer, kept)?;
+        let running = Running::start(self.vcpu, self.stop, self.watchdog, kept)?;
         if self.prefault == Prefault::Background {
             // Last: it holds the lock that every new thread's stack needs.
             memory::prefault_in_background(&ram)?;
@@ -311,12 +309,11 @@ impl<'a> Board<'a> {
     }
 }
 
-fn report_ports() -> Result<(Bus, LineWriter), StartError> {
-    let (lines, writer) = LineWriter::start(io::stderr())?;
+fn report_ports(lines: &Lines) -> Result<Bus, BusError> {
     let mut ports = Bus::default();
-    ports.insert(report::LOG_PORT, 1, Box::new(LogPort::new(lines)))?;
+    ports.insert(report::LOG_PORT, 1, Box::new(LogPort::new(lines.clone())))?;
     ports.insert(report::EXIT_PORT, 4, Box::new(ExitPort))?;
-    Ok((ports, writer))
+    Ok(ports)
 }
 
 fn ring_events<const N: usize>() -> io::Result<[RingEvents; N]> {

@@ -242,3 +242,24 @@ fn timings_name_every_step() {
         assert!(timings[format!("{step}_us")].is_u64(), "{step}: {timings}");
     }
 }
+
+#[test]
+fn the_vmm_itself_needs_less_than_8_mib() {
+    if !kvm_works() {
+        return;
+    }
+    let vmm = Vmm::start(
+        &code().park_for_ever().image(),
+        &["--control", "absent.sock"],
+    );
+    wait_for_vcpu(&vmm);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vmm.child.id())).unwrap();
+    // Guest RAM is shared memory, and counted apart.
+    let kib = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let own = kib("RssAnon:") + kib("RssFile:");
+    println!("own memory: {own} KiB");
+    assert!(own < 8 << 10, "{own} KiB");
+}

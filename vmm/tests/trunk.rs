@@ -494,3 +494,25 @@ fn a_parked_guest_outlives_its_backend_and_hears_from_the_next() {
         finished.stderr
     );
 }
+
+#[test]
+fn nobody_reading_standard_error_ends_nothing() {
+    if !kvm_works() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trunk.sock");
+    let deaf = Served::at(&path, OFFER, true);
+    let mut image = ping().image();
+    image.extra_memory = 0x4_0000;
+    let mut vmm = Vmm::start_in(folder, &image, &["--trunk", "trunk.sock"]);
+    wait_for("the rings", || {
+        deaf.notes.memory.lock().unwrap().is_some().then_some(())
+    });
+    // As after a kill of whoever started the VMM: every line from now on meets a broken pipe.
+    drop(vmm.child.stderr.take());
+    deaf.die();
+    let served = Served::at(&path, OFFER, false);
+    assert_eq!(vmm.child.wait().unwrap().code(), Some(0));
+    assert_eq!(served.echoed(), 1);
+}
