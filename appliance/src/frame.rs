@@ -15,6 +15,28 @@ pub struct Offload {
     pub verified: bool,
     /// The frame is to be cut into segments.
     pub gso: Option<Gso>,
+    /// `gso` and `partial` speak of the packet inside a tunnel.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// The tunnel around a frame that is to be cut into segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    pub kind: TunnelKind,
+    /// Where the inner IP header begins, counted from the start of the frame. Not told of received frames: 0.
+    pub network: u16,
+    /// The outer UDP checksum holds the pseudo-header's sum; each segment needs its own.
+    pub checksum: bool,
+}
+
+/// What the far side needs to know to cut a tunnelled frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// UDP with Ethernet inside, over IPv4 or IPv6: devices can cut it.
+    Udp4,
+    Udp6,
+    /// Anything else: the far side of the trunk cuts it in software.
+    Other,
 }
 
 /// Where a checksum is still to be completed, counted from the start of the frame.

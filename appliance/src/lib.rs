@@ -14,7 +14,7 @@
 //!
 //! The stages, in order of travel: [`parse`], [`classify`], [`policy`] (which connections may begin), [`route`]; [`conntrack`] (connections, found by their [`flow`]
 //! from both directions; its head says how it is used); beside them [`reply`] (what the appliance says itself)
-//! and [`limiter`] (how often). [`pipeline`] knows their order. [`tables`] is what they read, [`apply`] what changes it,
+//! and [`limiter`] (how often), and the way to other nodes: [`overlay`] (who they are, by [`lpm`]), [`encap`], [`decap`], [`ecn`], [`mtu`]. [`pipeline`] knows their order. [`tables`] is what they read, [`apply`] what changes it,
 //! [`session`] who asks for the change, [`stats`] what is counted.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -28,13 +28,19 @@ pub mod arena;
 pub mod classify;
 pub mod connection;
 pub mod conntrack;
+pub mod decap;
+pub mod ecn;
+pub mod encap;
 pub mod flow;
 pub mod fragments;
 pub mod frame;
 pub mod hash;
 pub mod limiter;
+pub mod lpm;
+pub mod mtu;
 pub mod nat;
 pub mod observe;
+pub mod overlay;
 pub mod parse;
 pub mod pipeline;
 pub mod policy;
@@ -56,7 +62,7 @@ pub use address::{Address, Family};
 pub use arena::{Arena, OutOfMemory};
 pub use conntrack::Conntrack;
 pub use flow::{Direction, Flow, FlowHash};
-pub use frame::{Frame, Gso, GsoKind, Offload, Partial};
+pub use frame::{Frame, Gso, GsoKind, Offload, Partial, Tunnel, TunnelKind};
 pub use pipeline::Pipeline;
 pub use tables::Capacity;
 pub use time::Instant;

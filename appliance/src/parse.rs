@@ -7,7 +7,7 @@
 use crate::address::{Address, Family};
 use crate::frame::{Frame, GsoKind};
 use crate::wire::{checksum, ethernet, icmp, ipv4, ipv6, protocol, sctp, tcp, udp};
-use sluice_contract::DropReason;
+use sluice_contract::{DropReason, LinkId};
 use zerocopy::FromBytes;
 
 /// What a frame carries.
@@ -339,6 +339,9 @@ fn check_offload(frame: &Frame<'_>, packet: &Packet) -> Result<(), DropReason> {
             GsoKind::Tcp6 => packet.family == Family::V6 && packet.protocol == protocol::TCP,
             GsoKind::Udp => packet.protocol == protocol::UDP,
         };
+        // The words of a tunnelled frame are about the packet inside; they are checked when it has been unwrapped.
+        let tunnelled = frame.ingress == LinkId::UPLINK && frame.offload.tunnel.is_some();
+        let fits = fits || tunnelled;
         if !fits || gso.size == 0 || packet.fragment != Fragment::Whole {
             return Err(DropReason::Malformed);
         }

@@ -3,6 +3,7 @@
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
 use crate::hash::Hasher;
+use crate::overlay::{self, Overlay};
 use crate::policy::{self, Policy};
 use crate::service::{self, Services};
 use crate::twin::{Keyed, Slot, Twin};
@@ -24,6 +25,7 @@ pub struct Capacity {
     pub connections: u32,
     /// Fragments that wait for the first one of their datagram, each up to 2 KiB.
     pub fragments: u32,
+    pub overlay: overlay::Limits,
 }
 
 impl Default for Capacity {
@@ -36,6 +38,7 @@ impl Default for Capacity {
             policy: policy::Limits::SMALL,
             connections: 131_072,
             fragments: 1_024,
+            overlay: overlay::Limits::SMALL,
         }
     }
 }
@@ -63,9 +66,14 @@ impl Capacity {
         },
         connections: 4_096,
         fragments: 64,
+        overlay: overlay::Limits {
+            peers: 64,
+            next_hops: 64,
+            prefixes: 256,
+        },
     };
 
-    /// A node of a large cluster: a million connections, 50 000 Services, 500 000 pods to tell apart. In about 400 MiB.
+    /// A node of a large cluster: a million connections, 50 000 Services, 500 000 pods to tell apart. In about 450 MiB.
     pub const LARGE: Self = Self {
         pods: 1_024,
         addresses: 131_072,
@@ -73,6 +81,7 @@ impl Capacity {
         policy: policy::Limits::LARGE,
         connections: 1_048_576,
         fragments: 2_048,
+        overlay: overlay::Limits::LARGE,
     };
 }
 
@@ -121,11 +130,12 @@ impl Capacity {
             + policy_bytes
             + crate::Conntrack::region_bytes(self.connections).unwrap_or(usize::MAX / 2)
             + self.fragments as usize * 2112
+            + self.overlay.bytes()
     }
 }
 
 /// Slots of a table that is at most half full.
-fn slots(rows: u32) -> usize {
+pub(crate) fn slots(rows: u32) -> usize {
     (rows as usize).max(8).saturating_mul(2).next_power_of_two()
 }
 
@@ -404,6 +414,7 @@ pub struct Tables<'m> {
     pub(crate) connections: Single<ConnectionsRow>,
     pub(crate) services: Services<'m>,
     pub(crate) policy: Policy<'m>,
+    pub(crate) overlay: Overlay<'m>,
     pub(crate) generation: Generation,
     /// Grows with every commit, whatever generation the host calls it.
     pub(crate) epoch: u32,
@@ -433,6 +444,7 @@ impl<'m> Tables<'m> {
             connections: Single::default(),
             services: Services::new(arena, &capacity.services, hasher)?,
             policy: Policy::new(arena, &capacity.policy)?,
+            overlay: Overlay::new(arena, &capacity.overlay, hasher)?,
             generation: Generation::default(),
             epoch: 0,
         })
@@ -493,6 +505,12 @@ impl<'m> Tables<'m> {
     /// How the node translates; `None`: not at all.
     pub fn nat(&self) -> Option<&Nat> {
         self.nat.live.present.then_some(&self.nat.live)
+    }
+
+    /// The way to other nodes.
+    #[inline]
+    pub const fn overlay(&self) -> &Overlay<'m> {
+        &self.overlay
     }
 
     /// The generation in force; 0 before the first commit.

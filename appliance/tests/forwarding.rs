@@ -352,6 +352,7 @@ fn gso_frames_are_measured_by_their_segments_and_keep_their_metadata() {
             header: 54,
             ecn: false,
         }),
+        tunnel: None,
     };
     let mut frame = Builder::from(16, V4.0, V4.1)
         .tcp(1, 2, tcp::ACK)

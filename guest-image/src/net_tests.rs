@@ -177,6 +177,7 @@ fn w12_a_64_kib_gso_frame_crosses_whole_with_its_offloads() {
             header: 66,
             ecn: false,
         }),
+        tunnel: None,
     };
     let header = vnet::write(&offload)[..10].try_into().unwrap();
     let wire = Wire {

@@ -2,8 +2,11 @@
 //!
 //! On the trunk `csum_start` and `hdr_len` count from the start of the tagged frame; in the appliance a frame has
 //! no tag. The tag's four bytes are added and taken off here and nowhere else.
+//!
+//! A frame to be cut that lies in a tunnel carries virtio's own flags for that; where the inner IP header begins stands in
+//! `num_buffers`, which means nothing in this direction otherwise (docs/machine.md, "The trunk frame").
 
-use sluice_appliance::frame::{Gso, GsoKind, Offload, Partial};
+use sluice_appliance::frame::{Gso, GsoKind, Offload, Partial, Tunnel, TunnelKind};
 use sluice_contract::LinkId;
 
 /// `struct virtio_net_hdr_v1`.
@@ -17,11 +20,14 @@ const VLAN_ID: u16 = 0x0fff;
 
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
+const TUNNEL_CSUM: u8 = 8;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
+const GSO_TUNNEL4: u8 = 0x20;
+const GSO_TUNNEL6: u8 = 0x40;
 
 /// How many buffers the frame has, whatever else its header says: those after the first hold no headers and must not be
 /// taken for frames.
@@ -44,7 +50,13 @@ pub fn read(header: &[u8; HEADER]) -> Option<Offload> {
             offset: word(o0, o1),
         })
     };
-    let gso = match kind & !GSO_ECN {
+    let tunnel = match kind & (GSO_TUNNEL4 | GSO_TUNNEL6) {
+        0 => None,
+        GSO_TUNNEL4 => Some(TunnelKind::Udp4),
+        GSO_TUNNEL6 => Some(TunnelKind::Udp6),
+        _ => return None,
+    };
+    let gso = match kind & !(GSO_ECN | GSO_TUNNEL4 | GSO_TUNNEL6) {
         GSO_NONE => None,
         kind_number => Some(Gso {
             kind: match kind_number {
@@ -62,11 +74,19 @@ pub fn read(header: &[u8; HEADER]) -> Option<Offload> {
     if gso.is_some() && partial.is_none() {
         return None;
     }
-    let verified = flags & DATA_VALID != 0;
+    // A tunnel around nothing that is to be cut.
+    if gso.is_none() && tunnel.is_some() {
+        return None;
+    }
     Some(Offload {
         partial,
-        verified,
+        verified: flags & DATA_VALID != 0,
         gso,
+        tunnel: tunnel.map(|kind| Tunnel {
+            kind,
+            network: 0,
+            checksum: flags & TUNNEL_CSUM != 0,
+        }),
     })
 }
 
@@ -89,6 +109,17 @@ pub fn write(offload: &Offload) -> [u8; HEADER] {
         } | if gso.ecn { GSO_ECN } else { 0 };
         header[2..4].copy_from_slice(&tagged(gso.header).to_le_bytes());
         header[4..6].copy_from_slice(&gso.size.to_le_bytes());
+    }
+    if let Some(tunnel) = offload.tunnel {
+        header[1] |= match tunnel.kind {
+            TunnelKind::Udp4 => GSO_TUNNEL4,
+            TunnelKind::Udp6 => GSO_TUNNEL6,
+            TunnelKind::Other => 0,
+        };
+        if tunnel.checksum {
+            header[0] |= TUNNEL_CSUM;
+        }
+        header[10..12].copy_from_slice(&tagged(tunnel.network).to_le_bytes());
     }
     header
 }
@@ -170,6 +201,25 @@ mod tests {
     }
 
     #[test]
+    fn a_tunnelled_frame_says_so_and_where_the_inner_packet_begins() {
+        let wire = header(
+            NEEDS_CSUM | TUNNEL_CSUM,
+            GSO_TCPV4 | GSO_TUNNEL6,
+            124,
+            1380,
+            104,
+            16,
+        );
+        let mut offload = read(&wire).unwrap();
+        let told = offload.tunnel.as_mut().unwrap();
+        assert_eq!((told.kind, told.checksum), (TunnelKind::Udp6, true));
+        told.network = 84;
+        let mut expected = wire;
+        expected[10] = 88;
+        assert_eq!(write(&offload), expected);
+    }
+
+    #[test]
     fn a_plain_frame_counts_as_one_buffer() {
         assert_eq!(read(&[0; HEADER]), Some(Offload::default()));
         assert_eq!(buffers(&[0; HEADER]), 1);
@@ -187,6 +237,15 @@ mod tests {
             header(NEEDS_CSUM, 3, 70, 1448, 38, 16),
             header(NEEDS_CSUM, 0x7f, 70, 1448, 38, 16),
             header(0, GSO_TCPV4, 70, 1448, 38, 16),
+            header(NEEDS_CSUM, GSO_TUNNEL4, 70, 0, 38, 16),
+            header(
+                NEEDS_CSUM,
+                GSO_TCPV4 | GSO_TUNNEL4 | GSO_TUNNEL6,
+                70,
+                1448,
+                38,
+                16,
+            ),
         ] {
             assert_eq!(read(&bad), None, "{bad:?}");
         }
@@ -230,6 +289,7 @@ mod tests {
                 let mut expected = offload;
                 // One flag says it all for a frame whose checksum is still to be completed.
                 expected.verified &= expected.partial.is_none();
+                prop_assert!(expected.tunnel.is_none() || expected.gso.is_some());
                 prop_assert_eq!(again, expected);
             }
         }

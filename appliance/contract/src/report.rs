@@ -115,6 +115,28 @@ drop_reasons! {
     FragmentLimit = 38, "frag_limit";
     /// The first fragment did not come in time.
     FragmentTimeout = 39, "frag_timeout";
+    /// A tunnel packet from an address that is none of a known node's.
+    TunnelUnknownPeer = 40, "tunnel_unknown_peer";
+    /// A tunnel packet whose inner source does not lie behind the node that sent it.
+    TunnelSpoof = 41, "tunnel_spoof";
+    /// A tunnel header that is broken, of another version, without a network, or with a payload that is not spoken here.
+    TunnelHeader = 42, "tunnel_header";
+    /// A tunnel packet of another network.
+    TunnelVni = 43, "tunnel_vni";
+    /// A Geneve option that is critical and unknown.
+    TunnelOption = 44, "tunnel_option";
+    /// A tunnel packet with a wrong outer checksum, or without one where it must have one.
+    TunnelChecksum = 45, "tunnel_checksum";
+    /// The outer packet was marked as having met congestion, and the inner one cannot carry the mark (RFC 6040).
+    TunnelEcn = 46, "tunnel_ecn";
+    /// A fragment of an outer packet: tunnel packets are never fragmented here and never reassembled.
+    OuterFragment = 47, "outer_frag";
+    /// The next hop does not answer.
+    NoNeighbor = 48, "no_neighbor";
+    /// The tunnel has no outer address of the peer's family, or the frame has no room for outer headers.
+    TunnelUnready = 49, "tunnel_unready";
+    /// From the uplink, addressed to the node, and nothing that the appliance serves.
+    NotServed = 50, "not_served";
 }
 
 /// What a counter counts.
@@ -183,6 +205,9 @@ pub enum Field {
     Prefix,
     Timeout,
     Family,
+    Protocol,
+    Peer,
+    NextHop,
 }
 
 /// What is wrong with it.

@@ -1,6 +1,7 @@
 //! The rows of the appliance's tables, as the host sends them. A row is whole: a put replaces the row of the same key.
 
 use crate::limits;
+use crate::overlay::{OverlayKey, OverlayRow};
 use crate::policy::{PolicyKey, PolicyRow};
 use crate::service::{ServiceKey, ServiceRow};
 use crate::types::{Identity, LinkId, Mac, Prefix};
@@ -16,6 +17,7 @@ pub enum Row {
     Policy(PolicyRow),
     Service(ServiceRow),
     Route(RouteRow),
+    Overlay(OverlayRow),
 }
 
 /// What names a row. Removal is explicit, by key.
@@ -26,6 +28,7 @@ pub enum Key {
     Policy(PolicyKey),
     Service(ServiceKey),
     Route(Prefix),
+    Overlay(OverlayKey),
 }
 
 impl Row {
@@ -37,6 +40,7 @@ impl Row {
             Self::Policy(policy) => Key::Policy(policy.key()),
             Self::Service(service) => Key::Service(service.key()),
             Self::Route(route) => Key::Route(route.prefix),
+            Self::Overlay(row) => Key::Overlay(row.key()),
         }
     }
 }

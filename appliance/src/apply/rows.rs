@@ -35,6 +35,7 @@ impl Tables<'_> {
             Row::Policy(row) => self.policy.put(row).map_err(refused_policy),
             Row::Route(row) => self.put_route(row),
             Row::Service(row) => self.put_service(row),
+            Row::Overlay(row) => self.overlay.put(row),
         }
     }
 
@@ -72,6 +73,7 @@ impl Tables<'_> {
             Key::Policy(key) => self.policy.remove(&key).map_err(refused_policy),
             Key::Route(prefix) => remove_range(&mut self.routes.shadow, prefix),
             Key::Service(key) => self.remove_service(key),
+            Key::Overlay(key) => self.overlay.remove(key),
         }
     }
 
@@ -112,6 +114,7 @@ impl Tables<'_> {
             self.links.clear();
             self.known.clear();
             self.services.clear();
+            self.overlay.clear();
         }
         // Busy is the only refusal, and `Apply` comes here settled.
         let _ = self.policy.begin(fresh);
@@ -121,6 +124,7 @@ impl Tables<'_> {
         self.links.clear_slice(budget)
             && self.known.clear_slice(budget)
             && self.services.clear_slice(budget)
+            && self.overlay.clear_slice(budget)
             && self.policy.settle(clamp(*budget))
     }
 
@@ -137,6 +141,7 @@ impl Tables<'_> {
         self.links.sync_slice(budget)
             && self.known.sync_slice(budget)
             && self.services.sync_slice(budget)
+            && self.overlay.sync_slice(budget)
             && self.policy.settle(clamp(*budget))
     }
 
@@ -155,6 +160,7 @@ impl Tables<'_> {
         self.links.exchange();
         self.known.exchange();
         self.services.exchange();
+        self.overlay.exchange();
         self.policy.commit();
         self.generation = generation;
         self.epoch = self.epoch.wrapping_add(1);

@@ -570,6 +570,7 @@ fn offload(byte: u8) -> Offload {
         partial,
         verified: byte & 16 != 0,
         gso,
+        tunnel: None,
     }
 }
 

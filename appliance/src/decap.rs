@@ -1,0 +1,339 @@
+//! A packet from another node loses its outer headers, if it is one, and if that node may send it.
+//!
+//! Checked here: that it comes from a known node, is of our network, is whole, and that its outer checksum is right where
+//! there is one. Checked by the caller, when the inner packet has been parsed: that its source lies behind that node
+//! ([`crate::overlay::Overlay::may_speak_for`]). Nothing is learnt from what arrives.
+
+use crate::address::{Address, Family};
+use crate::ecn;
+use crate::frame::Frame;
+use crate::overlay::{Overlay, Tunnel};
+use crate::parse::{Fragment, Packet, Transport};
+use crate::wire::{checksum, ethernet, geneve, ipv4, ipv6, protocol, udp, vxlan};
+use sluice_contract::overlay::{GENEVE_CLASS, GENEVE_IDENTITY, PeerId, TunnelProtocol};
+use sluice_contract::{DropReason, Identity, Mac};
+use zerocopy::FromBytes;
+
+/// Where an unwrapped packet came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub peer: PeerId,
+    /// What the sending node says the sender is, if the tunnel tells.
+    pub identity: Option<Identity>,
+}
+
+/// What lies inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inner {
+    Ethernet,
+    Ip(Family),
+}
+
+/// Whether a packet from the uplink is a tunnel's: addressed to this node, with the tunnel's port or protocol.
+#[inline]
+pub fn is_tunnelled(overlay: &Overlay<'_>, packet: &Packet) -> bool {
+    let Some(tunnel) = overlay.tunnel() else {
+        return false;
+    };
+    if tunnel.source(packet.family) != Some(packet.destination) {
+        return false;
+    }
+    match (tunnel.protocol, packet.transport, packet.protocol) {
+        (TunnelProtocol::IpIp, _, protocol::IPIP | protocol::IPV6_IN_IP) => true,
+        (TunnelProtocol::IpIp, _, _) => false,
+        (_, Transport::Udp { destination, .. }, _) => destination == tunnel.port,
+        _ => false,
+    }
+}
+
+/// Unwraps a frame for which [`is_tunnelled`] holds. It is then the inner frame, from the sending pod's point of view
+/// addressed to the gateway, and to be parsed anew.
+///
+/// # Errors
+/// Why the frame is to be dropped.
+pub fn unwrap(
+    frame: &mut Frame<'_>,
+    outer: &Packet,
+    overlay: &Overlay<'_>,
+    gateway: Mac,
+) -> Result<Origin, DropReason> {
+    let tunnel = overlay.tunnel().ok_or(DropReason::TunnelUnready)?;
+    if outer.fragment != Fragment::Whole {
+        return Err(DropReason::OuterFragment);
+    }
+    let peer = overlay
+        .peer_at(outer.source)
+        .ok_or(DropReason::TunnelUnknownPeer)?;
+    let network = frame.bytes().get(outer.network()..).unwrap_or_default();
+    let outer_class = ecn::class_of(network, outer.family).ok_or(DropReason::Malformed)?;
+    if outer.protocol == protocol::UDP {
+        check_udp(frame, outer, tunnel)?;
+    }
+    let end = frame.bytes().len().min(outer.end as usize);
+    let payload = frame.bytes().get(usize::from(outer.payload)..end);
+    let (inner, identity, length) = read_shim(tunnel, outer.protocol, payload.unwrap_or_default())?;
+    let start = usize::from(outer.payload) + length;
+    // What follows the outer packet is padding of the outer frame; it must not become part of the inner one.
+    trim(frame, outer.end as usize)?;
+    let family = match inner {
+        Inner::Ethernet => {
+            let family = check_ethernet(frame.bytes().get(start..), tunnel.mac)?;
+            strip(frame, start)?;
+            family
+        }
+        Inner::Ip(family) => {
+            strip(frame, start - ethernet::LENGTH)?;
+            family
+        }
+    };
+    let ethertype = match family {
+        Family::V4 => ethernet::IPV4,
+        Family::V6 => ethernet::IPV6,
+    };
+    let header = ethernet::Header::new(gateway, tunnel.mac, ethertype);
+    let (to, packet) = frame
+        .bytes_mut()
+        .split_at_mut_checked(ethernet::LENGTH)
+        .ok_or(DropReason::TunnelHeader)?;
+    to.copy_from_slice(zerocopy::IntoBytes::as_bytes(&header));
+    unmark(packet, family, outer_class)?;
+    Ok(Origin { peer, identity })
+}
+
+/// Carries a mark of congestion over to the inner packet.
+fn unmark(packet: &mut [u8], family: Family, outer: u8) -> Result<(), DropReason> {
+    let least = match family {
+        Family::V4 => ipv4::LENGTH,
+        Family::V6 => ipv6::LENGTH,
+    };
+    let inner = ecn::class_of(packet, family).filter(|_| packet.len() >= least);
+    let inner = inner.ok_or(DropReason::TunnelHeader)?;
+    let class = ecn::unwrap(inner, outer).ok_or(DropReason::TunnelEcn)?;
+    if class != inner {
+        ecn::set_class(packet, family, class);
+    }
+    Ok(())
+}
+
+/// Checks what can be checked of the outer checksum: a zero is accepted over IPv4, and over IPv6 if so configured; one that
+/// is there must be right, unless the frame did not come over a wire, or is one that the kernel has put together of several
+/// it had verified.
+fn check_udp(frame: &Frame<'_>, outer: &Packet, tunnel: &Tunnel) -> Result<(), DropReason> {
+    let bytes = frame.bytes();
+    let end = bytes.len().min(outer.end as usize);
+    let datagram = bytes.get(usize::from(outer.payload)..end);
+    let datagram = datagram.ok_or(DropReason::Malformed)?;
+    let (header, _) = udp::Header::ref_from_prefix(datagram).map_err(|_| DropReason::Malformed)?;
+    let whole = (outer.end as usize).saturating_sub(usize::from(outer.payload));
+    if usize::from(header.length.get()) != whole && frame.offload.gso.is_none() {
+        return Err(DropReason::TunnelHeader);
+    }
+    if header.checksum.get() == 0 {
+        let zero = outer.family == Family::V4 || tunnel.zero_checksum6;
+        return if zero {
+            Ok(())
+        } else {
+            Err(DropReason::TunnelChecksum)
+        };
+    }
+    let trusted = frame.offload.partial.is_some() || frame.offload.verified;
+    if trusted || frame.tail() != 0 {
+        return Ok(());
+    }
+    let pseudo = checksum::pseudo(
+        outer.source,
+        outer.destination,
+        protocol::UDP,
+        datagram.len(),
+    );
+    if checksum::finish(checksum::sum(datagram, pseudo)) == 0 {
+        Ok(())
+    } else {
+        Err(DropReason::TunnelChecksum)
+    }
+}
+
+/// Reads what stands between the outer IP header and the inner packet: what is inside, whose it is, where it begins.
+fn read_shim(
+    tunnel: &Tunnel,
+    outer_protocol: u8,
+    payload: &[u8],
+) -> Result<(Inner, Option<Identity>, usize), DropReason> {
+    match tunnel.protocol {
+        TunnelProtocol::IpIp => {
+            let family = match outer_protocol {
+                protocol::IPIP => Family::V4,
+                _ => Family::V6,
+            };
+            Ok((Inner::Ip(family), None, 0))
+        }
+        TunnelProtocol::Vxlan | TunnelProtocol::VxlanGbp => {
+            let bytes = payload.get(udp::LENGTH..).unwrap_or_default();
+            let (header, _) =
+                vxlan::Header::ref_from_prefix(bytes).map_err(|_| DropReason::TunnelHeader)?;
+            let vni = header.vni().ok_or(DropReason::TunnelHeader)?;
+            if vni != tunnel.vni {
+                return Err(DropReason::TunnelVni);
+            }
+            let told = tunnel.protocol == TunnelProtocol::VxlanGbp;
+            let identity = header.group().filter(|group| told && *group != 0);
+            let identity = identity.map(|group| Identity(u32::from(group)));
+            Ok((Inner::Ethernet, identity, udp::LENGTH + vxlan::LENGTH))
+        }
+        TunnelProtocol::Geneve | TunnelProtocol::GeneveIp => read_geneve(tunnel, payload),
+    }
+}
+
+fn read_geneve(
+    tunnel: &Tunnel,
+    payload: &[u8],
+) -> Result<(Inner, Option<Identity>, usize), DropReason> {
+    let bytes = payload.get(udp::LENGTH..).unwrap_or_default();
+    let (header, rest) =
+        geneve::Header::ref_from_prefix(bytes).map_err(|_| DropReason::TunnelHeader)?;
+    if header.version() != 0 || header.is_control() {
+        return Err(DropReason::TunnelHeader);
+    }
+    let length = header.options_length();
+    let options = rest.get(..length).ok_or(DropReason::TunnelHeader)?;
+    if header.vni() != tunnel.vni {
+        return Err(DropReason::TunnelVni);
+    }
+    let word = geneve::find_word(options, GENEVE_CLASS, GENEVE_IDENTITY);
+    let identity = word.map_err(|error| match error {
+        geneve::OptionError::Broken => DropReason::TunnelHeader,
+        geneve::OptionError::Critical => DropReason::TunnelOption,
+    })?;
+    let inner = match header.protocol.get() {
+        geneve::ETHERNET => Inner::Ethernet,
+        ethernet::IPV4 => Inner::Ip(Family::V4),
+        ethernet::IPV6 => Inner::Ip(Family::V6),
+        _ => return Err(DropReason::TunnelHeader),
+    };
+    let length = udp::LENGTH + geneve::LENGTH + length;
+    Ok((inner, identity.map(Identity), length))
+}
+
+/// The inner frame must be for this node's end of the tunnel, and IP: there is no ARP, no broadcast and no VLAN inside.
+fn check_ethernet(bytes: Option<&[u8]>, own: Mac) -> Result<Family, DropReason> {
+    let (header, _) = ethernet::Header::ref_from_prefix(bytes.unwrap_or_default())
+        .map_err(|_| DropReason::TunnelHeader)?;
+    if header.destination().is_group() {
+        return Err(DropReason::Multicast);
+    }
+    if header.destination() != own {
+        return Err(DropReason::NotForUs);
+    }
+    match header.ethertype.get() {
+        ethernet::IPV4 => Ok(Family::V4),
+        ethernet::IPV6 => Ok(Family::V6),
+        ethernet::VLAN | ethernet::VLAN_SERVICE => Err(DropReason::VlanTag),
+        _ => Err(DropReason::EtherType),
+    }
+}
+
+/// Cuts padding off the end, if it is at hand.
+fn trim(frame: &mut Frame<'_>, end: usize) -> Result<(), DropReason> {
+    if frame.tail() == 0 && frame.bytes().len() > end && !frame.resize(end) {
+        return Err(DropReason::Malformed);
+    }
+    Ok(())
+}
+
+/// Takes the outer headers off; the offload words then count from the new start.
+fn strip(frame: &mut Frame<'_>, bytes: usize) -> Result<(), DropReason> {
+    if !frame.pull(bytes) {
+        return Err(DropReason::TunnelHeader);
+    }
+    let by = u16::try_from(bytes).map_err(|_| DropReason::TunnelHeader)?;
+    let offload = &mut frame.offload;
+    // Verified was the outer checksum, if any; the inner one is then for the receiving pod to verify.
+    offload.verified = false;
+    offload.tunnel = None;
+    // An outer checksum that was still to be completed is gone with its header.
+    offload.partial = offload.partial.and_then(|mut partial| {
+        partial.start = partial.start.checked_sub(by)?;
+        Some(partial)
+    });
+    if let Some(gso) = &mut offload.gso {
+        gso.header = gso.header.checked_sub(by).ok_or(DropReason::Malformed)?;
+    }
+    Ok(())
+}
+
+/// What an ICMP error from the underlay says about a packet that this node wrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    pub peer: PeerId,
+    /// The MTU of the router's next hop.
+    pub mtu: u16,
+}
+
+/// Reads an ICMP "too big" that quotes one of this node's tunnel packets to a known peer; whoever did not see such a packet
+/// cannot make one up without guessing the peer, and cannot raise an MTU (checklist P3).
+pub fn complaint(frame: &Frame<'_>, packet: &Packet, overlay: &Overlay<'_>) -> Option<Complaint> {
+    use crate::wire::icmp;
+    let tunnel = overlay.tunnel()?;
+    let own = tunnel.source(packet.family)?;
+    if packet.destination != own || packet.fragment != Fragment::Whole {
+        return None;
+    }
+    let end = frame.bytes().len().min(packet.end as usize);
+    let message = frame.bytes().get(usize::from(packet.payload)..end)?;
+    let (header, quote) = icmp::Header::ref_from_prefix(message).ok()?;
+    let mtu = match (packet.family, packet.transport) {
+        (Family::V4, Transport::Icmp { kind, code, .. })
+            if kind == icmp::v4::UNREACHABLE && code == icmp::v4::CODE_TOO_BIG =>
+        {
+            header.rest.get() & 0xffff
+        }
+        (Family::V6, Transport::Icmp { kind, .. }) if kind == icmp::v6::TOO_BIG => {
+            header.rest.get()
+        }
+        _ => return None,
+    };
+    if frame.tail() == 0 && !frame.offload.verified && frame.offload.partial.is_none() {
+        let pseudo = match packet.family {
+            Family::V4 => 0,
+            Family::V6 => checksum::pseudo(
+                packet.source,
+                packet.destination,
+                protocol::ICMP6,
+                message.len(),
+            ),
+        };
+        if checksum::finish(checksum::sum(message, pseudo)) != 0 {
+            return None;
+        }
+    }
+    let (source, destination, next, transport) = quoted(quote, packet.family)?;
+    let ours = match tunnel.protocol {
+        TunnelProtocol::IpIp => matches!(next, protocol::IPIP | protocol::IPV6_IN_IP),
+        _ => next == protocol::UDP && transport.get(2..4)? == tunnel.port.to_be_bytes(),
+    };
+    if source != own || !ours {
+        return None;
+    }
+    Some(Complaint {
+        peer: overlay.peer_at(destination)?,
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+    })
+}
+
+/// Source, destination, protocol and what follows the header of a quoted packet; ours have no extension headers.
+fn quoted(bytes: &[u8], family: Family) -> Option<(Address, Address, u8, &[u8])> {
+    match family {
+        Family::V4 => {
+            let (header, _) = ipv4::Header::ref_from_prefix(bytes).ok()?;
+            let (source, destination) = (header.source, header.destination);
+            let rest = bytes.get(header.header_length().max(ipv4::LENGTH)..)?;
+            let source = Address::v4(source);
+            Some((source, Address::v4(destination), header.protocol, rest))
+        }
+        Family::V6 => {
+            let (header, rest) = ipv6::Header::ref_from_prefix(bytes).ok()?;
+            let (source, destination) = (Address(header.source), Address(header.destination));
+            Some((source, destination, header.next_header, rest))
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! How large a packet may be: what a tunnel adds, what routers on the way said, and the MSS that follows.
+//!
+//! A router's word only lowers (RFC 8201 §4), is believed only if the packet it quotes is one of ours to that peer, and is
+//! forgotten after ten minutes, so that a path that has grown is found again.
+
+use crate::address::{Address, Family};
+use crate::arena::{Arena, OutOfMemory};
+use crate::frame::Frame;
+use crate::parse::{Fragment, Packet, Transport};
+use crate::time::{Duration, Instant};
+use crate::twin::Slot;
+use crate::wire::{checksum, ethernet, geneve, ipv4, ipv6, tcp, udp, vxlan};
+use sluice_contract::overlay::{PeerId, TunnelProtocol};
+use zerocopy::{FromBytes, Immutable, IntoBytes, big_endian::U16};
+
+/// How long a router's word holds (RFC 1191 §6.3, checklist P4).
+pub const MEMORY: Duration = Duration::from_secs(600);
+/// A router that says less is not believed to the letter: below this an attacker gains and nobody else (checklist P2).
+const LEAST4: u16 = 552;
+const LEAST6: u16 = 1280;
+
+/// Bytes that the tunnel adds to an IP packet of any family, on an underlay of this one.
+pub const fn overhead(protocol: TunnelProtocol, underlay: Family) -> usize {
+    let network = match underlay {
+        Family::V4 => ipv4::LENGTH,
+        Family::V6 => ipv6::LENGTH,
+    };
+    let geneve = udp::LENGTH + geneve::LENGTH + geneve::WordOption::LENGTH;
+    network
+        + match protocol {
+            TunnelProtocol::Vxlan | TunnelProtocol::VxlanGbp => {
+                udp::LENGTH + vxlan::LENGTH + ethernet::LENGTH
+            }
+            TunnelProtocol::Geneve => geneve + ethernet::LENGTH,
+            TunnelProtocol::GeneveIp => geneve,
+            TunnelProtocol::IpIp => 0,
+        }
+}
+
+/// What a router said about the path to a peer.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct Word {
+    /// The peer's address then: a peer of the same number that has moved is another path.
+    address: Address,
+    until: u64,
+    /// 0: nothing.
+    mtu: u16,
+    pad: [u8; 6],
+}
+
+impl Slot for Word {}
+
+/// What routers said, by peer.
+#[derive(Debug)]
+pub struct Learned<'m> {
+    words: &'m mut [Word],
+    /// How many there are.
+    count: usize,
+    /// Where the next search for old ones begins.
+    cursor: usize,
+}
+
+impl<'m> Learned<'m> {
+    /// Nothing was said.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(arena: &mut Arena<'m>, peers: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            words: arena.slice(peers)?,
+            count: 0,
+            cursor: 0,
+        })
+    }
+
+    /// Bytes for so many peers.
+    pub const fn bytes(peers: usize) -> usize {
+        peers * size_of::<Word>() + 64
+    }
+
+    /// What the path to the peer takes, if a router said so and it is less than `configured`.
+    #[inline]
+    pub fn path(&self, peer: PeerId, address: Address, configured: u16) -> u16 {
+        if self.count == 0 {
+            return configured;
+        }
+        match self.words.get(usize::from(peer.0)) {
+            Some(word) if word.mtu != 0 && word.address == address => word.mtu.min(configured),
+            _ => configured,
+        }
+    }
+
+    /// Believes a router that the path takes only `mtu`; `false` if that is nothing new.
+    pub fn lower(
+        &mut self,
+        peer: PeerId,
+        address: Address,
+        configured: u16,
+        mtu: u16,
+        now: Instant,
+    ) -> bool {
+        let least = match address.family() {
+            Family::V4 => LEAST4,
+            Family::V6 => LEAST6,
+        };
+        let mtu = mtu.max(least);
+        if mtu >= self.path(peer, address, configured) {
+            return false;
+        }
+        let Some(word) = self.words.get_mut(usize::from(peer.0)) else {
+            return false;
+        };
+        self.count += usize::from(word.mtu == 0);
+        *word = Word {
+            address,
+            until: (now + MEMORY).micros(),
+            mtu,
+            pad: [0; 6],
+        };
+        true
+    }
+
+    /// Forgets what is too old, looking at no more than `budget` peers.
+    pub fn age(&mut self, now: Instant, budget: usize) {
+        if self.count == 0 {
+            return;
+        }
+        for _ in 0..budget.min(self.words.len()) {
+            self.cursor = (self.cursor + 1) % self.words.len().max(1);
+            if let Some(word) = self.words.get_mut(self.cursor)
+                && word.mtu != 0
+                && word.until <= now.micros()
+            {
+                *word = Word::empty();
+                self.count -= 1;
+            }
+        }
+    }
+}
+
+/// Lowers the MSS that a SYN announces to what a path of `mtu` takes (row M-08); never raises it, never adds the option.
+/// Whether the packet was changed.
+#[inline]
+pub fn clamp_mss(frame: &mut Frame<'_>, packet: &Packet, mtu: u16) -> bool {
+    match packet.transport {
+        Transport::Tcp { flags, .. } if flags & tcp::SYN != 0 => {
+            packet.fragment == Fragment::Whole && clamp_syn(frame, packet, mtu).is_some()
+        }
+        _ => false,
+    }
+}
+
+fn clamp_syn(frame: &mut Frame<'_>, packet: &Packet, mtu: u16) -> Option<()> {
+    let headers = tcp::LENGTH
+        + match packet.family {
+            Family::V4 => ipv4::LENGTH,
+            Family::V6 => ipv6::LENGTH,
+        };
+    let most = u16::try_from(usize::from(mtu).checked_sub(headers)?).ok()?;
+    let partial = frame.offload.partial.is_some();
+    let segment = frame.bytes_mut().get_mut(usize::from(packet.payload)..)?;
+    let (header, rest) = tcp::Header::mut_from_prefix(segment).ok()?;
+    let options = rest.get_mut(..header.header_length().checked_sub(tcp::LENGTH)?)?;
+    let at = find_mss(options)?;
+    let field = options.get_mut(at..at + 2)?;
+    let old = u16::from_be_bytes([*field.first()?, *field.last()?]);
+    if old <= most {
+        return None;
+    }
+    field.copy_from_slice(&most.to_be_bytes());
+    if !partial {
+        // The option may stand at an odd place: then its bytes count the other way round (RFC 1071 §2 B).
+        let (old, new) = if at % 2 == 0 {
+            (old, most)
+        } else {
+            (old.swap_bytes(), most.swap_bytes())
+        };
+        let delta = checksum::Delta::default().word(old, new);
+        header.checksum = U16::new(delta.patch(header.checksum.get()));
+    }
+    Some(())
+}
+
+/// Where the value of the MSS option stands; the options may be anything.
+fn find_mss(options: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match options.get(at..)? {
+            [2, 4, _, _, ..] => return Some(at + 2),
+            [1, ..] => at += 1,
+            [] | [0, ..] => return None,
+            [_, length, ..] => at += usize::from(*length).max(2),
+            [_] => return None,
+        }
+    }
+}
