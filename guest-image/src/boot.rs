@@ -5,6 +5,18 @@ pub const MAX_TRANSPORTS: usize = 32;
 /// A transport's register window.
 const TRANSPORT_SIZE: u64 = 512;
 
+/// Ways to end badly, for tests of a VMM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Breaking {
+    /// A fault in ring 3.
+    Fault,
+    /// A fault in ring 0, on behalf of ring 3.
+    Ring0,
+    Panic,
+    /// No sign of life.
+    Hang,
+}
+
 /// What the command line says, each word checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
@@ -13,6 +25,7 @@ pub struct Options {
     pub park: Option<u64>,
     pub tsc_khz: Option<u64>,
     pub selftest: bool,
+    pub breaking: Option<Breaking>,
     /// Tokens that mean nothing here, and those whose value does not hold.
     pub unknown: u32,
 }
@@ -51,6 +64,15 @@ impl Options {
                 // 10 MHz to 100 GHz: outside, durations overflow or lose their meaning.
                 let khz = number(value).filter(|k| (10_000..=100_000_000).contains(k))?;
                 self.tsc_khz = Some(khz);
+            }
+            "sluice.break" => {
+                self.breaking = Some(match value {
+                    "fault" => Breaking::Fault,
+                    "ring0" => Breaking::Ring0,
+                    "panic" => Breaking::Panic,
+                    "hang" => Breaking::Hang,
+                    _ => return None,
+                });
             }
             "virtio_mmio.device" => {
                 let address = transport(value)?;
@@ -116,6 +138,7 @@ mod tests {
             "virtio_mmio.device=512@0xfeb00001:5",
             "sluice.park=0x1000",
             "sluice.park=0xfe000010",
+            "sluice.break=glass",
             "sluice.tsc_khz=0",
             "sluice.tsc_khz=99999999999999999999",
             "console=ttyS0",

@@ -1,7 +1,9 @@
 //! The image: ring 0's code and tables, entry at ring 3, panic handler, hand-off. Nothing else.
 
+mod breaking;
 mod clock;
 mod entropy;
+mod exercise;
 mod machine;
 mod platform;
 mod selftest;
@@ -66,6 +68,9 @@ extern "C" fn ring_3(start_info: u64, tsc_at_entry: u64, tsc_at_ring_3: u64) -> 
     );
     if options.selftest {
         selftest::run(start, end);
+    }
+    if let Some(how) = options.breaking {
+        breaking::run(how);
     }
     // SAFETY: RAM above the image, as the memory map has it, mapped by ring 0 for ring 3 and in nobody's use; the contract
     // says that it is zero at boot.

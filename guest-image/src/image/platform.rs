@@ -38,6 +38,17 @@ pub(crate) fn report(bytes: &[u8]) {
     }
 }
 
+/// Like [`report`], of a byte that may not be there.
+pub(crate) fn report_from(address: u64) {
+    ring0(call::REPORT, address, 1);
+}
+
+/// Reads a byte that may not be there.
+pub(crate) fn touch(address: u64) {
+    // SAFETY: reading has no effect, or it is a fault, which ends the machine or is expected.
+    unsafe { ptr::read_volatile(ptr::with_exposed_provenance::<u8>(address as usize)) };
+}
+
 /// Ends the machine.
 pub(crate) fn exit(code: u32) -> ! {
     ring0(call::EXIT, u64::from(code), 0);
