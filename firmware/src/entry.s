@@ -20,8 +20,25 @@ pvh_entry:
     test edx, 1 << 20
     jz refuse
 
-    # CR4: PAE (5) for long mode, OSFXSR (9) and OSXMMEXCPT (10) for SSE.
-    mov eax, (1 << 5) | (1 << 9) | (1 << 10)
+    # CR4: PAE (5) for long mode, OSFXSR (9) and OSXMMEXCPT (10) for SSE; where the processor has them, SMEP (20): ring 0
+    # executes nothing of ring 3's, and UMIP (11): ring 3 does not learn where ring 0's tables are.
+    xor eax, eax
+    cpuid
+    mov ebx, 0
+    mov ecx, 0
+    cmp eax, 7
+    jb 1f
+    mov eax, 7
+    cpuid
+1:  mov eax, (1 << 5) | (1 << 9) | (1 << 10)
+    mov edx, eax
+    or edx, 1 << 20
+    test ebx, 1 << 7
+    cmovnz eax, edx
+    mov edx, eax
+    or edx, 1 << 11
+    test ecx, 1 << 2
+    cmovnz eax, edx
     mov cr4, eax
     mov eax, {tables}
     mov cr3, eax

@@ -13,6 +13,9 @@ use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 /// Most descriptors of a queue. 256 pages of 4 KiB stay in a second-level cache.
 pub const QUEUE_SIZE: usize = 256;
 
+/// How often arming follows a device that goes on completing.
+const ARM_ATTEMPTS: u32 = 8;
+
 const FLAG_NEXT: u16 = 1;
 const FLAG_DEVICE_WRITES: u16 = 2;
 /// In the available ring: "do not interrupt"; in the used ring: "do not notify".
@@ -324,15 +327,25 @@ impl<'m, T> Queue<'m, T> {
         None
     }
 
-    /// Asks for a notification of the next completion; `true` if one is there already.
+    /// Asks for a notification of the next completion after those that wait already; `true` if any wait.
     pub fn arm(&mut self) -> bool {
-        if self.event_index {
-            self.set_used_event(self.next_used);
-        } else {
+        if !self.event_index {
             self.ring.available_flags.store(0, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            return self.refresh() > 0;
         }
-        // The wish must be visible before the index is read for the last time.
-        fence(Ordering::SeqCst);
+        let mut seen = self.ring.device.index.load(Ordering::Relaxed);
+        // A device that completes in between makes this go round; one that never stops is polled, not slept over.
+        for _ in 0..ARM_ATTEMPTS {
+            self.set_used_event(seen);
+            // The wish must be visible before the index is read for the last time.
+            fence(Ordering::SeqCst);
+            let now = self.ring.device.index.load(Ordering::Relaxed);
+            if now == seen {
+                break;
+            }
+            seen = now;
+        }
         self.refresh() > 0
     }
 

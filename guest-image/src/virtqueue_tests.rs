@@ -199,6 +199,24 @@ fn arming_finds_what_came_just_before() {
 }
 
 #[test]
+fn an_armed_queue_hears_of_what_comes_after_what_it_left_waiting() {
+    let ring = ring();
+    let mut queue = Queue::new(ring, 4, true).unwrap();
+    let mut device = Device::new(ring, 4, true);
+    for token in 0..2 {
+        queue.add([part(token, 8, true)].into_iter()).unwrap();
+    }
+    queue.publish();
+    let (first, _) = device.take().unwrap();
+    device.put(u32::from(first), 8);
+    assert!(!device.signal(), "it was disarmed");
+    assert!(queue.arm(), "one waits and is left waiting");
+    let (second, _) = device.take().unwrap();
+    device.put(u32::from(second), 8);
+    assert!(device.signal());
+}
+
+#[test]
 fn a_device_that_sleeps_is_kicked_once_per_batch_and_a_busy_one_never() {
     let ring = ring();
     let mut queue = Queue::new(ring, 8, true).unwrap();
