@@ -118,6 +118,29 @@ pub struct Config {
     /// Pods that exist before the daemon does.
     #[serde(default)]
     pub pods: Vec<PodConfig>,
+    /// Pods that a container runtime adds.
+    #[serde(default)]
+    pub cni: CniConfig,
+}
+
+/// What the CNI plugin finds here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CniConfig {
+    /// Subnets of this node's pods, one per family, for networks whose configuration names no range.
+    pub pod_cidrs: Vec<String>,
+    /// What must survive a restart: DELs that came while no node was there.
+    pub state_dir: PathBuf,
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        let state_dir = "/var/lib/sluice".into();
+        Self {
+            pod_cidrs: Vec::new(),
+            state_dir,
+        }
+    }
 }
 
 fn run_dir() -> PathBuf {
@@ -223,6 +246,12 @@ impl Config {
                 "memory_mib",
                 format!("{} is not within 16..=65536", self.memory_mib),
             );
+        }
+        if !self.cni.pod_cidrs.is_empty()
+            && let Err(error) =
+                sluice_ipam::Plan::of_subnets(self.cni.pod_cidrs.iter().map(String::as_str))
+        {
+            return refuse("cni.pod_cidrs", error.to_string());
         }
         let mut names = BTreeSet::new();
         let mut addresses = BTreeSet::new();

@@ -87,10 +87,12 @@ fn run(config: Config) -> anyhow::Result<()> {
     let node = Arc::new(Node::start(config)?);
     let listener = sluice_host::node::listen(&socket)?;
     api::serve(listener, &node).context("Cannot serve the API")?;
+    let cni = sluice_host::cni::start(&node).context("Cannot serve the CNI plugin")?;
     tracing::info!(socket = %socket.display(), "node is up");
     let signal = signals.wait();
     tracing::info!(?signal, "node is to stop");
     // First: nobody adds a link while all go.
+    drop(cni);
     std::fs::remove_file(&socket).context("Cannot remove the API's socket")?;
     node.stop();
     Ok(())

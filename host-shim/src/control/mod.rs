@@ -154,6 +154,19 @@ impl Control {
         done.unwrap_or(Err(NotInForce::Late(limit)))
     }
 
+    /// Why the guest does not have the row of `key`, if so.
+    pub fn problem_of(&self, key: Key) -> Option<String> {
+        let state = self.0.lock();
+        if !state.desired.has(key) {
+            return Some("Nobody asks for it".into());
+        }
+        let refusal = state.desired.refusal(key)?;
+        Some(format!(
+            "It was refused: {:?} {:?}",
+            refusal.field, refusal.reason
+        ))
+    }
+
     /// How far the guest is.
     pub fn status(&self) -> ControlStatus {
         self.0.lock().status.clone()

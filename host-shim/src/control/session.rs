@@ -53,6 +53,11 @@ impl Desired {
         self.revision
     }
 
+    /// Whether the row is desired.
+    pub fn has(&self, key: Key) -> bool {
+        self.rows.contains_key(&key)
+    }
+
     /// Why the guest does not have this row, if it refused it.
     pub fn refusal(&self, key: Key) -> Option<Reject> {
         self.refused.get(&key).copied()

@@ -32,9 +32,9 @@ use crate::trunk::vhost::{self, TrunkState};
 use crate::wiring::{WiringError, tap};
 
 /// How long a new link may take to be in force before it is taken back.
-const IN_FORCE: Duration = Duration::from_secs(10);
+const IN_FORCE: Duration = Duration::from_secs(5);
 /// How long a removed link may take to be out of force before its tap goes anyway.
-const OUT_OF_FORCE: Duration = Duration::from_secs(2);
+const OUT_OF_FORCE: Duration = Duration::from_secs(1);
 
 /// What a node cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -228,6 +228,14 @@ impl Node {
         Ok(link)
     }
 
+    /// The link of a pod.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn link(&self, name: &str) -> Result<Link, NodeError> {
+        Ok(self.links().named(name)?)
+    }
+
     /// Removes the link of a pod.
     ///
     /// # Errors
@@ -242,8 +250,9 @@ impl Node {
     fn withdraw(&self, link: &Link) -> Result<(), NodeError> {
         let key = Key::Link(link.saved.id);
         let revision = self.control.remove([key]);
-        if self.control.wait(revision, key, OUT_OF_FORCE).is_err() {
-            // Without a guest there is nobody to forget it; a guest that comes is not told of it.
+        // Without a guest there is nobody to forget it; a guest that comes is not told of it.
+        let is_there = self.control.status().connected;
+        if is_there && self.control.wait(revision, key, OUT_OF_FORCE).is_err() {
             tracing::warn!(id = %link.saved.id, "link removed without the appliance's acknowledgement");
         }
         self.dismantle(link)

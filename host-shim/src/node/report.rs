@@ -180,6 +180,29 @@ impl Node {
         }
     }
 
+    /// Why no pod can be served now, if so. Asks nobody: cheap.
+    pub fn appliance_problem(&self) -> Option<String> {
+        let control = self.control.status();
+        if !control.connected {
+            return Some("The appliance is not connected".into());
+        }
+        if let Some(problem) = control.problem {
+            return Some(problem);
+        }
+        let is_serving = self.trunk.peer().is_some_and(|peer| peer.serving);
+        (!is_serving).then(|| "The appliance does not serve the trunk".into())
+    }
+
+    /// Why the appliance does not have a link, if so.
+    pub fn link_problem(&self, link: &Link) -> Option<String> {
+        self.control.problem_of(link.saved.row().key())
+    }
+
+    /// How many rows the appliance refused.
+    pub fn refused_rows(&self) -> usize {
+        self.control.status().refused.len()
+    }
+
     /// All links.
     pub fn link_reports(&self) -> Vec<LinkReport> {
         self.links().all().map(LinkReport::from).collect()

@@ -6,6 +6,7 @@
 //!
 //! A link is there as a whole or not at all: a failure at any step removes what the steps before it made.
 
+mod inspect;
 pub mod netlink;
 pub mod netns;
 pub mod tap;

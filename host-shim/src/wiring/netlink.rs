@@ -37,6 +37,8 @@ pub struct Interface {
     pub index: u32,
     /// `veth`, `tun`, … or empty.
     pub kind: String,
+    pub mac: Mac,
+    pub up: bool,
 }
 
 /// What to change of an interface.
@@ -88,6 +90,8 @@ impl Netlink {
                 found = Some(Interface {
                     index: link.header.index,
                     kind: kind_of(&link),
+                    mac: mac_of(&link),
+                    up: link.header.flags.contains(LinkFlags::Up),
                 });
             }
         });
@@ -269,7 +273,7 @@ impl Netlink {
     }
 
     /// Sends a request, passes every answer to `each`, and returns at its acknowledgement.
-    fn request(
+    pub(super) fn request(
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
@@ -301,6 +305,8 @@ impl Netlink {
                         return error.code.map_or(Ok(()), |_| Err(error.to_io()));
                     }
                     NetlinkPayload::InnerMessage(inner) => each(inner),
+                    // The end of a dump, which has no acknowledgement.
+                    NetlinkPayload::Done(_) => return Ok(()),
                     _ => {}
                 }
             }
@@ -341,6 +347,14 @@ fn kind_of(link: &LinkMessage) -> String {
         _ => None,
     });
     kind.unwrap_or_default()
+}
+
+fn mac_of(link: &LinkMessage) -> Mac {
+    let bytes = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+        _ => None,
+    });
+    Mac(bytes.unwrap_or_default())
 }
 
 fn family(address: IpAddr) -> AddressFamily {

@@ -1,0 +1,228 @@
+//! The verbs, on the node's side: what each does, in which order, and what it undoes when a step fails.
+//!
+//! Calls of one attachment wait for each other; calls of different attachments run beside each other.
+
+mod add;
+pub mod address;
+mod check;
+mod del;
+mod gc;
+pub mod node;
+pub mod record;
+mod status;
+
+use crate::config::Config;
+use crate::deferred::Deferred;
+use crate::env::{Environment, Verb};
+use crate::error::{CniError, Code};
+use crate::plugin;
+use crate::rpc::{self, Body, Request};
+use address::Pools;
+use node::Node;
+use record::{Key, Records};
+use serde_json::Value;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Says the answer to the caller.
+pub type Deliver<'a> = dyn FnMut(Body) -> io::Result<()> + 'a;
+
+/// How often each thing happened.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// DELs that were kept while the node was away, and carried out later (`cni_deferred_del_total`).
+    pub deferred_dels: AtomicU64,
+    /// Attachments that GC found stale.
+    pub collected: AtomicU64,
+}
+
+/// All verbs of a node.
+#[derive(Debug)]
+pub struct Verbs<N> {
+    node: N,
+    records: Records,
+    deferred: Deferred,
+    pools: Pools,
+    busy: Busy,
+    /// Ports claimed by calls that are under way; those of complete attachments are in their records.
+    ports: Mutex<()>,
+    steady: Mutex<status::Steady>,
+    /// Attachments that a GC did not list although they look alive, and since when.
+    unlisted: Mutex<HashMap<Key, Instant>>,
+    pub counters: Counters,
+}
+
+/// The attachments that a call works on.
+#[derive(Debug, Default)]
+struct Busy {
+    keys: Mutex<HashSet<Key>>,
+    freed: Condvar,
+}
+
+/// The right to work on one attachment.
+#[derive(Debug)]
+struct Claim<'a> {
+    busy: &'a Busy,
+    key: Key,
+}
+
+impl Busy {
+    fn keys(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claim(&self, key: &Key) -> Claim<'_> {
+        let mut keys = self.keys();
+        while !keys.insert(key.clone()) {
+            keys = self
+                .freed
+                .wait(keys)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Claim {
+            busy: self,
+            key: key.clone(),
+        }
+    }
+
+    fn is_claimed(&self, key: &Key) -> bool {
+        self.keys().contains(key)
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.busy.keys().remove(&self.key);
+        self.busy.freed.notify_all();
+    }
+}
+
+fn disk(what: &'static str) -> impl FnOnce(io::Error) -> CniError {
+    move |error| CniError::new(Code::Io, format!("cannot {what}")).details(&error)
+}
+
+impl<N: Node> Verbs<N> {
+    /// The verbs over `node`, with records below `run_dir` and kept DELs below `state_dir`. Calls that died with an earlier
+    /// life of the node are undone, and DELs that were kept are carried out.
+    ///
+    /// # Errors
+    /// If the records cannot be read.
+    pub fn start(node: N, run_dir: &Path, state_dir: &Path) -> io::Result<Arc<Self>> {
+        let verbs = Arc::new(Self {
+            node,
+            records: Records::open(run_dir)?,
+            deferred: Deferred::new(state_dir),
+            pools: Pools::default(),
+            busy: Busy::default(),
+            ports: Mutex::default(),
+            steady: Mutex::default(),
+            unlisted: Mutex::default(),
+            counters: Counters::default(),
+        });
+        verbs.undo_half_made();
+        verbs.carry_out_deferred();
+        Ok(verbs)
+    }
+
+    /// The node.
+    pub fn node(&self) -> &N {
+        &self.node
+    }
+
+    /// The attachments.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Carries out one call and hands its answer to `deliver`. Everything in it is checked again: the caller's word counts for
+    /// nothing. An ADD whose result cannot be delivered is undone before anybody else can touch the attachment.
+    pub fn call(&self, request: Request, deliver: &mut Deliver<'_>) {
+        let env = request.env;
+        let answered = match Self::admit(request.v, &env, request.config) {
+            Err(error) => Err(error),
+            Ok(config) => match env.verb {
+                Verb::Add => self.add(&env, &config, deliver),
+                Verb::Del => self.del(&env, &config).map(|()| Some(Value::Null)),
+                Verb::Check => self.check(&env, &config).map(|()| Some(Value::Null)),
+                Verb::Gc => self.gc(&env, &config).map(|()| Some(Value::Null)),
+                Verb::Status => self.status(&env, &config).map(|()| Some(Value::Null)),
+                Verb::Version => Ok(Some(plugin::version_object())),
+            },
+        };
+        // The caller may be gone; what it asked for is done or was refused.
+        let _heard = match answered {
+            Ok(Some(value)) => deliver(Body::Result(value)),
+            Ok(None) => Ok(()),
+            Err(error) => deliver(Body::Error(error)),
+        };
+    }
+
+    fn admit(version: u32, env: &Environment, config: Value) -> Result<Config, CniError> {
+        if version != rpc::VERSION {
+            let ours = rpc::VERSION;
+            return Err(CniError::new(
+                Code::Later,
+                format!("the plugin speaks version {version} of the protocol, the node {ours}"),
+            ));
+        }
+        env.check()?;
+        let config = Config::from_value(config)?;
+        plugin::check(env, &config)?;
+        Ok(config)
+    }
+
+    fn undo_half_made(&self) {
+        for record in self
+            .records
+            .all(None)
+            .into_iter()
+            .filter(|record| !record.complete)
+        {
+            let _claim = self.busy.claim(&record.key);
+            if let Err(error) = self.remove(&record) {
+                log(&format!("a half-made attachment is left: {error}"));
+            }
+        }
+    }
+
+    /// Carries out the DELs that were kept while no node was there.
+    pub fn carry_out_deferred(&self) {
+        let kept = match self.deferred.all() {
+            Ok(kept) => kept,
+            Err(error) => return log(&format!("the kept DELs cannot be read: {error}")),
+        };
+        for kept in kept {
+            let done = Config::from_value(kept.request.config.clone())
+                .and_then(|config| self.del(&kept.request.env, &config));
+            if let Err(error) = done {
+                log(&format!("a kept DEL cannot be carried out: {error}"));
+            }
+        }
+    }
+
+    /// Carries out the kept DEL of an attachment, if there is one. The caller holds the attachment.
+    fn settle_deferred(&self, key: &Key) -> Result<(), CniError> {
+        let read = disk("read the kept DELs");
+        let kept = self
+            .deferred
+            .of(&key.network, &key.container_id, &key.ifname)
+            .map_err(read)?;
+        let Some(kept) = kept else { return Ok(()) };
+        let config = Config::from_value(kept.request.config.clone())?;
+        self.del_held(&kept.request.env, &config, key)?;
+        self.deferred
+            .forget(&kept)
+            .map_err(disk("forget a kept DEL"))?;
+        self.counters.deferred_dels.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// One line for the operator; the node's standard error is its log.
+fn log(line: &str) {
+    eprintln!("cni: {line}");
+}
