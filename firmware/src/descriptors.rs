@@ -8,8 +8,8 @@ pub const USER_DATA: u16 = 0x18 | 3;
 pub const USER_CODE: u16 = 0x20 | 3;
 pub const TASK: u16 = 0x28;
 
-/// The one vector ring 3 may raise itself, by `int3`. A software KVM that runs ring 3 natively delivers
-/// no other software interrupt: `int n` arrives there as an invalid opcode.
+/// The one vector ring 3 may raise itself, by `int3`. A software KVM that runs ring 3 natively
+/// delivers no other software interrupt: `int n` arrives there as an invalid opcode.
 pub const CALL_VECTOR: usize = 3;
 /// Wake-ups during `wait`: the one-shot timer and the devices' lines.
 pub const TIMER_VECTOR: usize = 0x21;

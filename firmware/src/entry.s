@@ -20,8 +20,9 @@ pvh_entry:
     test edx, 1 << 20
     jz refuse
 
-    # CR4: PAE (5) for long mode, OSFXSR (9) and OSXMMEXCPT (10) for SSE; where the processor has them, SMEP (20): ring 0
-    # executes nothing of ring 3's, and UMIP (11): ring 3 does not learn where ring 0's tables are.
+    # CR4: PAE (5) for long mode, OSFXSR (9) and OSXMMEXCPT (10) for SSE; where the processor has
+    # them, SMEP (20): ring 0 executes nothing of ring 3's, and UMIP (11): ring 3 does not learn
+    # where ring 0's tables are.
     xor eax, eax
     cpuid
     mov ebx, 0

@@ -1,8 +1,8 @@
 //! The page tables, computed at compile time from the memory layout.
 //!
-//! Below [`RAM`] the unit is 4 KiB, above it 2 MiB. Upper levels grant everything and the leaf decides.
-//! Accessed and dirty bits are set from the start, so the processor never writes the tables and they
-//! can be mapped read-only even for ring 0.
+//! Below [`RAM`] the unit is 4 KiB, above it 2 MiB. Upper levels grant everything and the leaf
+//! decides. Accessed and dirty bits are set from the start, so the processor never writes the
+//! tables and they can be mapped read-only even for ring 0.
 
 use crate::layout::{LARGE_PAGE, PAGE, RAM, Rights, rights};
 

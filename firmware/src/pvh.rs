@@ -1,7 +1,8 @@
-//! The boot protocol's structures, read as untrusted bytes: what memory there is, what was asked for.
+//! The boot protocol's structures, read as untrusted bytes: what memory there is, what was asked
+//! for.
 //!
-//! Magic, version, counts and bounds are checked before an address is followed, and an address is only
-//! ever an offset into the low memory that the page tables let ring 3 read.
+//! Magic, version, counts and bounds are checked before an address is followed, and an address is
+//! only ever an offset into the low memory that the page tables let ring 3 read.
 
 use crate::layout::{LOW_END, PAGE};
 

@@ -229,7 +229,8 @@ call_wait:
     xor eax, eax
     iretq
 
-# Once: the local APIC's timer as one-shot at 1 GHz (QEMU, KVM) and the IO-APIC's lines, edge-triggered.
+# Once: the local APIC's timer as one-shot at 1 GHz (QEMU, KVM) and the IO-APIC's lines,
+# edge-triggered.
 prepare_wait:
     mov byte ptr [rip + fw_can_wait], 1
     mov dword ptr [rdx + 0xf0], 0x100 | {spurious_vector}

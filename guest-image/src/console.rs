@@ -1,7 +1,7 @@
 //! The control channel's bytes: a stream in and a stream out over the console's two rings.
 //!
-//! Both directions are bounded. Received bytes stay in their buffers until they are asked for, and the device gets no
-//! further buffer before; what is to be sent is taken whole or not at all.
+//! Both directions are bounded. Received bytes stay in their buffers until they are asked for, and
+//! the device gets no further buffer before; what is to be sent is taken whole or not at all.
 
 use crate::pool::{BUFFER, Buffer, Page, Pool};
 use crate::transport::F_EVENT_IDX;
@@ -31,7 +31,8 @@ pub struct Console<'m> {
 }
 
 impl<'m> Console<'m> {
-    /// `None` if a size is no ring's. The receive ring is filled by the first [`refill`](Self::refill).
+    /// `None` if a size is no ring's. The receive ring is filled by the first
+    /// [`refill`](Self::refill).
     pub fn new(
         rings: [&'m Ring; 2],
         sizes: [u16; 2],
@@ -135,7 +136,8 @@ impl<'m> Console<'m> {
         self.receive.publish()
     }
 
-    /// Asks for notifications before a sleep: `true` if there are bytes already, or room that `wants_room` waits for.
+    /// Asks for notifications before a sleep: `true` if there are bytes already, or room that
+    /// `wants_room` waits for.
     pub fn arm(&mut self, wants_room: bool) -> bool {
         let sent = wants_room && self.transmit.arm();
         self.receive.arm() || sent || !self.received().is_empty()

@@ -15,7 +15,8 @@ pub(crate) struct Host {
 
 fn memory(address: u64, length: u32) -> &'static mut [u8] {
     let start = core::ptr::with_exposed_provenance_mut::<u8>(address as usize);
-    // SAFETY: the driver gave this range to the device, which is this thread, and the pages are leaked.
+    // SAFETY: the driver gave this range to the device, which is this thread, and the pages are
+    // leaked.
     unsafe { core::slice::from_raw_parts_mut(start, length as usize) }
 }
 

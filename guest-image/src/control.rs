@@ -1,4 +1,5 @@
-//! The control channel: bytes to messages to tables, and answers back. The session itself is the appliance's.
+//! The control channel: bytes to messages to tables, and answers back. The session itself is the
+//! appliance's.
 
 use sluice_appliance::pipeline::Pipeline;
 use sluice_appliance::session::{Facts, Order, Session};

@@ -1,8 +1,9 @@
 //! When to stop polling and sleep, decided from how the last sleeps went.
 //!
-//! Waking a sleeping machine costs tens of microseconds, polling costs a core. So the loop polls for a while after the last
-//! work; the while grows when a sleep turned out to be so short that polling would have bridged it, and shrinks when
-//! sleeps are long. The next housekeeping ends a sleep, and so does [`LONGEST_SLEEP`] at the latest.
+//! Waking a sleeping machine costs tens of microseconds, polling costs a core. So the loop polls
+//! for a while after the last work; the while grows when a sleep turned out to be so short that
+//! polling would have bridged it, and shrinks when sleeps are long. The next housekeeping ends a
+//! sleep, and so does [`LONGEST_SLEEP`] at the latest.
 
 /// Polling never gets shorter than this: about what a batch takes to come back from the other core.
 const SHORTEST_SPIN: u64 = 10_000;
@@ -33,7 +34,8 @@ impl Idle {
         self.last_work = now;
     }
 
-    /// How long to sleep from `now`, or `None` to go on polling. `deadline` is when there will be work in any case.
+    /// How long to sleep from `now`, or `None` to go on polling. `deadline` is when there will be
+    /// work in any case.
     pub fn sleep(&self, now: u64, deadline: Option<u64>) -> Option<u64> {
         if now.saturating_sub(self.last_work) < self.spin {
             return None;

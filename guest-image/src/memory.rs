@@ -1,4 +1,5 @@
-//! Guest memory, carved once at boot: rings, packet buffers, and all the rest for the appliance's tables.
+//! Guest memory, carved once at boot: rings, packet buffers, and all the rest for the appliance's
+//! tables.
 
 use core::ptr;
 
@@ -14,7 +15,8 @@ pub struct Memory {
 
 impl Memory {
     /// # Safety
-    /// From `start` to `end` there is memory: mapped, writable, zeroed, in use by nobody else, for good.
+    /// From `start` to `end` there is memory: mapped, writable, zeroed, in use by nobody else, for
+    /// good.
     pub unsafe fn new(start: usize, end: usize) -> Self {
         Self {
             next: start.next_multiple_of(BUFFER),
@@ -25,8 +27,9 @@ impl Memory {
     /// An empty ring.
     pub fn ring(&mut self) -> Option<&'static Ring> {
         let start = self.take(size_of::<Ring>())?;
-        // SAFETY: the range is ours (`new`) and given out once; a page's alignment is a ring's; zeroed memory is an empty
-        // ring, all of whose fields are atomics, so that the device may change them.
+        // SAFETY: the range is ours (`new`) and given out once; a page's alignment is a ring's;
+        // zeroed memory is an empty ring, all of whose fields are atomics, so that the device may
+        // change them.
         Some(unsafe { &*ptr::with_exposed_provenance::<Ring>(start) })
     }
 

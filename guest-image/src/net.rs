@@ -1,160 +1,28 @@
-//! The trunk: frames in from the receive ring, out by the transmit ring, in the buffers in which they came.
+//! The trunk: frames in from the receive ring, out by the transmit ring, in the buffers in which
+//! they came.
 //!
-//! A buffer's layout: [`HEADROOM`] bytes for headers the appliance may push, the virtio-net header, the frame. A frame
-//! too long for one buffer goes on in others, each from the same offset; those, the tails, are only carried along.
 //! Buffers move: pool → receive ring → [`Packet`] → transmit ring → pool, and never anywhere else.
 
-use heapless::Deque;
-use sluice_appliance::frame::{Frame, Offload};
+use sluice_appliance::frame::Offload;
 use sluice_appliance::verdict::Originate;
 use sluice_contract::LinkId;
 
+use crate::packet::{Batch, FRAME, HEADROOM, Packet, ROOM, Tail};
+use crate::packet::{header_of, read_front, write_front};
 use crate::pool::{BUFFER, Buffer, Page, Pool};
 use crate::transport::F_EVENT_IDX;
 use crate::virtqueue::{Part, QUEUE_SIZE, Queue, Ring};
 use crate::vnet;
 
-/// For pushed headers: an outer Ethernet, IPv6, UDP and Geneve header with options are 14 + 40 + 8 + 24.
-pub const HEADROOM: usize = 128;
-/// What of a buffer the device may fill.
-const ROOM: usize = BUFFER - HEADROOM;
-/// Where an untagged frame begins.
-const FRAME: usize = HEADROOM + vnet::HEADER + vnet::TAG;
-/// Kept free in front of a frame for what the trunk itself needs there.
-const FRONT: usize = vnet::HEADER + vnet::TAG;
 /// Buffers of the longest frame: 64 KiB and its headers.
 pub const MAX_CHAIN: usize = (65_536usize + 256).div_ceil(ROOM);
 /// Both rings full, and some to originate frames with.
 pub const BUFFERS: usize = 2 * QUEUE_SIZE + 64;
-/// Frames of one batch.
-pub const BATCH: usize = 64;
-
 /// How many frames ahead the first cache lines are loaded.
 const PREFETCH: u16 = 4;
 
 pub const RECEIVE: u16 = 0;
 pub const TRANSMIT: u16 = 1;
-
-const F_CSUM: u64 = 1 << 0;
-const F_GUEST_CSUM: u64 = 1 << 1;
-const F_GUEST_TSO4: u64 = 1 << 7;
-const F_GUEST_TSO6: u64 = 1 << 8;
-const F_GUEST_ECN: u64 = 1 << 9;
-const F_HOST_TSO4: u64 = 1 << 11;
-const F_HOST_TSO6: u64 = 1 << 12;
-const F_HOST_ECN: u64 = 1 << 13;
-/// One header layout for all frames; without it a large frame could not arrive in small buffers.
-pub const F_MRG_RXBUF: u64 = 1 << 15;
-const F_GUEST_USO4: u64 = 1 << 54;
-const F_GUEST_USO6: u64 = 1 << 55;
-const F_HOST_USO: u64 = 1 << 56;
-
-/// What to accept of the offered features: every offload in both directions or in none, because a frame that
-/// came unsegmented must be able to leave so.
-pub fn choose_features(offered: u64) -> u64 {
-    let has = |bits: u64| offered & bits == bits;
-    let checksum = F_CSUM | F_GUEST_CSUM;
-    let mut chosen = offered & F_EVENT_IDX;
-    if !has(checksum) {
-        return chosen;
-    }
-    chosen |= checksum;
-    for pair in [
-        F_HOST_TSO4 | F_GUEST_TSO4,
-        F_HOST_TSO6 | F_GUEST_TSO6,
-        F_HOST_USO | F_GUEST_USO4 | F_GUEST_USO6,
-    ] {
-        if has(pair) {
-            chosen |= pair;
-        }
-    }
-    let ecn = F_HOST_ECN | F_GUEST_ECN;
-    if has(ecn) && chosen & (F_GUEST_TSO4 | F_GUEST_TSO6) != 0 {
-        chosen |= ecn;
-    }
-    chosen
-}
-
-/// The rest of a frame that is longer than its head.
-#[derive(Debug)]
-struct Tail<'m> {
-    buffer: Buffer<'m>,
-    length: u32,
-}
-
-/// A received frame on its way through the appliance. Its tails are in the [`Batch`].
-#[derive(Debug)]
-pub struct Packet<'m> {
-    head: Buffer<'m>,
-    start: usize,
-    end: usize,
-    tails: usize,
-    tail_bytes: usize,
-    ingress: LinkId,
-    offload: Offload,
-}
-
-impl Packet<'_> {
-    pub fn ingress(&self) -> LinkId {
-        self.ingress
-    }
-
-    /// Bytes of the whole frame.
-    pub fn length(&self) -> usize {
-        self.end - self.start + self.tail_bytes
-    }
-
-    /// The frame as the appliance sees it: what the trunk needs in front is out of its reach.
-    pub fn frame(&mut self) -> Option<Frame<'_>> {
-        let head = self.head.bytes_mut().get_mut(FRONT..)?;
-        let (start, end) = (self.start - FRONT, self.end - FRONT);
-        Frame::new(
-            head,
-            start,
-            end,
-            self.tail_bytes,
-            self.ingress,
-            self.offload,
-        )
-    }
-
-    /// Takes over what the appliance made of the frame.
-    pub fn adopt(&mut self, outcome: &Outcome) {
-        self.start = outcome.start + FRONT;
-        self.end = outcome.end + FRONT;
-        self.tail_bytes = outcome.tail;
-        self.offload = outcome.offload;
-    }
-}
-
-/// What a [`Frame`] says of itself once the appliance is done with it.
-#[derive(Clone, Copy, Debug)]
-pub struct Outcome {
-    start: usize,
-    end: usize,
-    tail: usize,
-    offload: Offload,
-}
-
-impl From<&Frame<'_>> for Outcome {
-    fn from(frame: &Frame<'_>) -> Self {
-        let (start, end, tail) = (frame.start(), frame.end(), frame.tail());
-        Self {
-            start,
-            end,
-            tail,
-            offload: frame.offload,
-        }
-    }
-}
-
-/// Frames received together, to be sent or recycled in the same order.
-#[derive(Debug, Default)]
-pub struct Batch<'m> {
-    pub packets: Deque<Packet<'m>, BATCH>,
-    /// The tails of all packets, first packet's first.
-    tails: Deque<Tail<'m>, QUEUE_SIZE>,
-}
 
 /// The rings of the trunk and the buffers between them.
 #[derive(Debug)]
@@ -168,7 +36,8 @@ pub struct Trunk<'m> {
 }
 
 impl<'m> Trunk<'m> {
-    /// `None` if a size is no ring's. The receive ring is filled by the first [`refill`](Self::refill).
+    /// `None` if a size is no ring's. The receive ring is filled by the first
+    /// [`refill`](Self::refill).
     pub fn new(
         rings: [&'m Ring; 2],
         sizes: [u16; 2],
@@ -208,7 +77,8 @@ impl<'m> Trunk<'m> {
         }
     }
 
-    /// Sends a packet of the batch out by a link. `false`, and the buffers are recycled, if it has no room in front.
+    /// Sends a packet of the batch out by a link. `false`, and the buffers are recycled, if it has
+    /// no room in front.
     pub fn send(&mut self, mut packet: Packet<'m>, link: LinkId, batch: &mut Batch<'m>) -> bool {
         self.reserved = self.reserved.saturating_sub(1 + packet.tails);
         if packet.tail_bytes == 0 {
@@ -279,8 +149,8 @@ impl<'m> Trunk<'m> {
         while transmit.pop(|buffer| pool.give(buffer)).is_some() {}
     }
 
-    /// Asks for notifications before a sleep: `true` if there is something to do at once. Frames that wait for room to be
-    /// sent on are not news; a transmission that makes room is.
+    /// Asks for notifications before a sleep: `true` if there is something to do at once. Frames
+    /// that wait for room to be sent on are not news; a transmission that makes room is.
     pub fn arm(&mut self) -> bool {
         self.receive.arm();
         self.reclaim();
@@ -466,43 +336,6 @@ impl<I: Iterator> Iterator for Exact<I> {
 }
 
 impl<I: Iterator> ExactSizeIterator for Exact<I> {}
-
-/// The virtio-net header at the front of what the device wrote.
-fn header_of(buffer: &Buffer<'_>, length: u32) -> Option<[u8; vnet::HEADER]> {
-    if (length as usize) < vnet::HEADER {
-        return None;
-    }
-    buffer
-        .bytes()
-        .get(HEADROOM..)?
-        .first_chunk::<{ vnet::HEADER }>()
-        .copied()
-}
-
-/// Reads header and tag and takes the tag off. `None` if the frame is not one the trunk may carry.
-fn read_front(packet: &mut Packet<'_>, length: u32) -> Option<(LinkId, Offload)> {
-    let offload = vnet::read(&header_of(&packet.head, length)?)?;
-    let tagged = packet
-        .head
-        .bytes_mut()
-        .get_mut(HEADROOM + vnet::HEADER..packet.end)?;
-    let ingress = vnet::strip_tag(tagged)?;
-    Some((ingress, offload))
-}
-
-/// Puts tag and header in front of the frame and returns where the header begins. `None` if the frame lies so that it cannot.
-fn write_front(packet: &mut Packet<'_>, link: LinkId) -> Option<usize> {
-    let tagged = packet.start.checked_sub(vnet::TAG)?;
-    let start = tagged.checked_sub(vnet::HEADER)?;
-    let bytes = packet.head.bytes_mut();
-    if !vnet::push_tag(bytes.get_mut(tagged..packet.end)?, link) {
-        return None;
-    }
-    bytes
-        .get_mut(start..tagged)?
-        .copy_from_slice(&vnet::write(&packet.offload));
-    Some(start)
-}
 
 #[cfg(test)]
 #[path = "net_tests.rs"]

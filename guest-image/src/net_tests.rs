@@ -1,6 +1,7 @@
 //! The trunk against a backend that puts frames into its rings and takes them out.
 
 use super::*;
+use crate::packet::Outcome;
 use crate::pool::tests::pages;
 use crate::virtqueue::tests::{Device, ring};
 use proptest::prelude::*;
@@ -45,7 +46,8 @@ pub(crate) struct Backend {
 
 fn memory(address: u64, length: u32) -> &'static mut [u8] {
     let start = core::ptr::with_exposed_provenance_mut::<u8>(address as usize);
-    // SAFETY: the driver gave this range to the device, which is this thread, and the pages are leaked.
+    // SAFETY: the driver gave this range to the device, which is this thread, and the pages are
+    // leaked.
     unsafe { core::slice::from_raw_parts_mut(start, length as usize) }
 }
 
@@ -316,27 +318,9 @@ fn originated_frames_never_take_the_room_of_the_batch() {
     );
 }
 
-#[test]
-fn offloads_are_taken_in_both_directions_or_not_at_all() {
-    let all = u64::MAX;
-    let chosen = choose_features(all);
-    assert_eq!(chosen & F_MRG_RXBUF, 0, "that one is required, not chosen");
-    for pair in [
-        F_HOST_TSO4 | F_GUEST_TSO4,
-        F_HOST_USO | F_GUEST_USO4 | F_GUEST_USO6,
-    ] {
-        assert_eq!(chosen & pair, pair);
-        assert_eq!(
-            choose_features(all & !(pair & pair.wrapping_neg())) & pair,
-            0
-        );
-    }
-    assert_eq!(choose_features(all & !F_CSUM), F_EVENT_IDX);
-    assert_eq!(choose_features(0), 0);
-}
-
 proptest! {
-    /// Any traffic, any order of completions, any pace: what comes out is what went in, and no buffer is lost.
+    /// Any traffic, any order of completions, any pace: what comes out is what went in, and no
+    /// buffer is lost.
     #[test]
     fn nothing_is_lost_reordered_or_leaked(
         steps in proptest::collection::vec((0u8..5, 14usize..20_000), 1..60),

@@ -1,8 +1,9 @@
 //! Packet buffers: pages of guest memory with exactly one owner each.
 //!
-//! A [`Buffer`] is the right to touch one page. It is made once, when the pool is, and then only moves: from the
-//! pool's free list into a ring (where the device has it) and back. Nothing copies or drops it on the way, so the
-//! number of buffers in all places together never changes; the tests of `net` count them.
+//! A [`Buffer`] is the right to touch one page. It is made once, when the pool is, and then only
+//! moves: from the pool's free list into a ring (where the device has it) and back. Nothing copies
+//! or drops it on the way, so the number of buffers in all places together never changes; the tests
+//! of `net` count them.
 
 use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use core::marker::PhantomData;
@@ -36,11 +37,11 @@ impl Buffer<'_> {
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the page outlives 'm, any bytes are a valid page, and there is one `Buffer` per page
-        // (`Pool::new` splits an exclusive slice, nothing clones). A ring keeps the buffer while the device
-        // may write, so nobody holds this reference then. A device that writes at another time breaks the
-        // contract; it belongs to the host, which can write guest memory in any case, and every length and
-        // offset read from a page is read once and checked.
+        // SAFETY: the page outlives 'm, any bytes are a valid page, and there is one `Buffer` per
+        // page (`Pool::new` splits an exclusive slice, nothing clones). A ring keeps the buffer
+        // while the device may write, so nobody holds this reference then. A device that writes at
+        // another time breaks the contract; it belongs to the host, which can write guest memory in
+        // any case, and every length and offset read from a page is read once and checked.
         unsafe { &mut self.page.as_mut().0 }
     }
 
@@ -48,7 +49,8 @@ impl Buffer<'_> {
     pub fn prefetch(&self, offset: usize) {
         if offset < BUFFER {
             let line = self.page.as_ptr().cast::<i8>().wrapping_add(offset);
-            // SAFETY: a prefetch has no effect but on the cache, whatever the address; SSE is in every x86-64.
+            // SAFETY: a prefetch has no effect but on the cache, whatever the address; SSE is in
+            // every x86-64.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(line);
             }

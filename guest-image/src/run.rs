@@ -1,7 +1,7 @@
 //! The loop: a batch of frames, housekeeping, control, and sleep when there is nothing to do.
 //!
-//! Frames come first. Housekeeping and control have budgets, so that neither holds frames back for longer than
-//! [`CONTROL_BUDGET`]. The machine below is a trait: the microVM, or a test.
+//! Frames come first. Housekeeping and control have budgets, so that neither holds frames back for
+//! longer than [`CONTROL_BUDGET`]. The machine below is a trait: the microVM, or a test.
 
 use sluice_appliance::frame::Frame;
 use sluice_appliance::pipeline::Pipeline;
@@ -12,7 +12,8 @@ use sluice_contract::DropReason;
 
 use crate::control::Control;
 use crate::idle::Idle;
-use crate::net::{self, BATCH, Batch, Outcome, Trunk};
+use crate::net::{self, Trunk};
+use crate::packet::{BATCH, Batch, Outcome, Packet};
 
 /// Steps of housekeeping per turn.
 const SWEEP_BUDGET: usize = 64;
@@ -59,7 +60,8 @@ pub struct Loop<'m, M> {
 }
 
 impl<'m, M: Machine> Loop<'m, M> {
-    /// A machine may lack either device: without a trunk it can still say so, without control it forwards nothing.
+    /// A machine may lack either device: without a trunk it can still say so, without control it
+    /// forwards nothing.
     pub fn new(
         machine: M,
         trunk: Option<Trunk<'m>>,
@@ -198,7 +200,7 @@ fn process<'m>(
     let mut outcomes = heapless::Vec::<Outcome, BATCH>::new();
     {
         let mut frames = heapless::Vec::<Frame<'_>, BATCH>::new();
-        for frame in batch.packets.iter_mut().filter_map(net::Packet::frame) {
+        for frame in batch.packets.iter_mut().filter_map(Packet::frame) {
             // A batch has no more packets than this has room for, and every packet is a frame.
             let _ = frames.push(frame);
         }

@@ -1,4 +1,5 @@
-//! virtio over MMIO, version 2 (virtio 1.2, 4.2): finding a device, agreeing on features, handing over rings.
+//! virtio over MMIO, version 2 (virtio 1.2, 4.2): finding a device, agreeing on features, handing
+//! over rings.
 
 use crate::virtqueue::{Areas, QUEUE_SIZE};
 
@@ -79,7 +80,8 @@ impl<R: Registers> Transport<R> {
         self.device
     }
 
-    /// Resets the device and agrees on features: all of `required`, and what `choose` wants of the offered.
+    /// Resets the device and agrees on features: all of `required`, and what `choose` wants of the
+    /// offered.
     ///
     /// # Errors
     /// [`Unusable`]; the device is told that the driver gave up.

@@ -1,12 +1,13 @@
 //! The driver's side of a split ring (virtio 1.2, 2.7), with event indexes.
 //!
-//! The ring is shared with a device that is not trusted: every field is an atomic, read once and checked. What
-//! the driver has to remember (which buffers a chain has, how much may be written) is in private slots, never
-//! read back from shared memory. A completion that makes no sense is counted and ignored; its buffers stay
-//! with the device, so a lying device can starve the queue but corrupt nothing.
+//! The ring is shared with a device that is not trusted: every field is an atomic, read once and
+//! checked. What the driver has to remember (which buffers a chain has, how much may be written) is
+//! in private slots, never read back from shared memory. A completion that makes no sense is
+//! counted and ignored; its buffers stay with the device, so a lying device can starve the queue
+//! but corrupt nothing.
 //!
-//! A token per descriptor (the buffer's owner) goes in with [`Queue::add`] and comes out at completion: between
-//! the two nobody can touch the buffer.
+//! A token per descriptor (the buffer's owner) goes in with [`Queue::add`] and comes out at
+//! completion: between the two nobody can touch the buffer.
 
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -44,7 +45,8 @@ pub struct Ring {
     descriptors: [Descriptor; QUEUE_SIZE],
     available_flags: AtomicU16,
     available_index: AtomicU16,
-    /// One more than the largest ring: the used event follows the last entry of the ring's actual size.
+    /// One more than the largest ring: the used event follows the last entry of the ring's actual
+    /// size.
     available: [AtomicU16; QUEUE_SIZE + 1],
     device: DeviceArea,
 }
@@ -134,8 +136,8 @@ pub struct Queue<'m, T> {
 }
 
 impl<'m, T> Queue<'m, T> {
-    /// An empty queue of `size` descriptors over zeroed ring memory. `None` unless `size` is a power of two
-    /// that fits.
+    /// An empty queue of `size` descriptors over zeroed ring memory. `None` unless `size` is a
+    /// power of two that fits.
     pub fn new(ring: &'m Ring, size: u16, event_index: bool) -> Option<Self> {
         if !size.is_power_of_two() || usize::from(size) > QUEUE_SIZE {
             return None;
@@ -239,7 +241,8 @@ impl<'m, T> Queue<'m, T> {
         // Release: descriptors and ring entries are visible before the index that announces them.
         self.ring.available_index.store(new, Ordering::Release);
         self.published = new;
-        // The index must be visible before the device's wish is read, or both sides may go to sleep.
+        // The index must be visible before the device's wish is read, or both sides may go to
+        // sleep.
         fence(Ordering::SeqCst);
         if self.event_index {
             needs_event(self.available_event(), new, old)
@@ -248,7 +251,8 @@ impl<'m, T> Queue<'m, T> {
         }
     }
 
-    /// Completions that wait to be taken. Reads the shared index only when the known ones are consumed.
+    /// Completions that wait to be taken. Reads the shared index only when the known ones are
+    /// consumed.
     pub fn pending(&mut self) -> u16 {
         if self.seen_used == self.next_used {
             // Acquire: what the device wrote before it moved the index is visible afterwards.
@@ -270,8 +274,8 @@ impl<'m, T> Queue<'m, T> {
         self.pending()
     }
 
-    /// The first token of the `n`th waiting completion and the bytes written; `None` where there is none
-    /// or it makes no sense.
+    /// The first token of the `n`th waiting completion and the bytes written; `None` where there is
+    /// none or it makes no sense.
     pub fn peek(&self, n: u16) -> Option<(&T, u32)> {
         if n >= self.seen_used.wrapping_sub(self.next_used) {
             return None;
@@ -281,8 +285,8 @@ impl<'m, T> Queue<'m, T> {
         Some((slot.token.as_ref()?, length.min(slot.writable)))
     }
 
-    /// Takes the next completion that makes sense: hands out the tokens of its chain in order and returns
-    /// the bytes written.
+    /// Takes the next completion that makes sense: hands out the tokens of its chain in order and
+    /// returns the bytes written.
     pub fn pop(&mut self, mut token: impl FnMut(T)) -> Option<u32> {
         while self.pending() > 0 {
             let used = self.used_at(self.next_used);
@@ -327,7 +331,8 @@ impl<'m, T> Queue<'m, T> {
         None
     }
 
-    /// Asks for a notification of the next completion after those that wait already; `true` if any wait.
+    /// Asks for a notification of the next completion after those that wait already; `true` if any
+    /// wait.
     pub fn arm(&mut self) -> bool {
         if !self.event_index {
             self.ring.available_flags.store(0, Ordering::Relaxed);
@@ -335,7 +340,8 @@ impl<'m, T> Queue<'m, T> {
             return self.refresh() > 0;
         }
         let mut seen = self.ring.device.index.load(Ordering::Relaxed);
-        // A device that completes in between makes this go round; one that never stops is polled, not slept over.
+        // A device that completes in between makes this go round; one that never stops is polled,
+        // not slept over.
         for _ in 0..ARM_ATTEMPTS {
             self.set_used_event(seen);
             // The wish must be visible before the index is read for the last time.

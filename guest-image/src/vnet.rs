@@ -1,10 +1,12 @@
 //! The virtio-net header and the trunk's tag: bytes there, [`Offload`] and [`LinkId`] here.
 //!
-//! On the trunk `csum_start` and `hdr_len` count from the start of the tagged frame; in the appliance a frame has
-//! no tag. The tag's four bytes are added and taken off here and nowhere else.
+//! On the trunk `csum_start` and `hdr_len` count from the start of the tagged frame; in the
+//! appliance a frame has no tag. The tag's four bytes are added and taken off here and nowhere
+//! else.
 //!
-//! A frame to be cut that lies in a tunnel carries virtio's own flags for that; where the inner IP header begins stands in
-//! `num_buffers`, which means nothing in this direction otherwise (docs/machine.md, "The trunk frame").
+//! A frame to be cut that lies in a tunnel carries virtio's own flags for that; where the inner IP
+//! header begins stands in `num_buffers`, which means nothing in this direction otherwise
+//! (docs/machine.md, "The trunk frame").
 
 use sluice_appliance::frame::{Gso, GsoKind, Offload, Partial, Tunnel, TunnelKind};
 use sluice_contract::LinkId;
@@ -29,15 +31,15 @@ const GSO_ECN: u8 = 0x80;
 const GSO_TUNNEL4: u8 = 0x20;
 const GSO_TUNNEL6: u8 = 0x40;
 
-/// How many buffers the frame has, whatever else its header says: those after the first hold no headers and must not be
-/// taken for frames.
+/// How many buffers the frame has, whatever else its header says: those after the first hold no
+/// headers and must not be taken for frames.
 pub fn buffers(header: &[u8; HEADER]) -> u16 {
     let [.., n0, n1] = *header;
     u16::from_le_bytes([n0, n1]).max(1)
 }
 
-/// Reads the header of a received frame. `None` if it promises what cannot be: an unknown kind of GSO, segments
-/// of no size, offsets inside the tag.
+/// Reads the header of a received frame. `None` if it promises what cannot be: an unknown kind of
+/// GSO, segments of no size, offsets inside the tag.
 pub fn read(header: &[u8; HEADER]) -> Option<Offload> {
     let [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1, _, _] = *header;
     let word = |low, high| u16::from_le_bytes([low, high]);
@@ -70,7 +72,8 @@ pub fn read(header: &[u8; HEADER]) -> Option<Offload> {
             ecn: kind & GSO_ECN != 0,
         }),
     };
-    // A device that segments also sums up; a frame to be cut without a checksum to complete is nonsense.
+    // A device that segments also sums up; a frame to be cut without a checksum to complete is
+    // nonsense.
     if gso.is_some() && partial.is_none() {
         return None;
     }
@@ -134,8 +137,9 @@ fn tagged(offset: u16) -> u16 {
     offset.saturating_add(TAG as u16)
 }
 
-/// Takes the tag off the frame at the start of `frame`: the MAC addresses move up to where it stood, so the frame
-/// now begins [`TAG`] bytes later. `None`, and no change, if there is no tag or its link cannot be.
+/// Takes the tag off the frame at the start of `frame`: the MAC addresses move up to where it
+/// stood, so the frame now begins [`TAG`] bytes later. `None`, and no change, if there is no tag or
+/// its link cannot be.
 pub fn strip_tag(frame: &mut [u8]) -> Option<LinkId> {
     let tag = frame.get(MACS..MACS + TAG)?;
     let (tpid, tci) = (tag.first_chunk::<2>()?, tag.last_chunk::<2>()?);
@@ -147,8 +151,8 @@ pub fn strip_tag(frame: &mut [u8]) -> Option<LinkId> {
     Some(link)
 }
 
-/// Puts the tag into `frame`, whose first [`TAG`] bytes are free: the MAC addresses move down to its start.
-/// `false`, and no change, if it is shorter than that takes.
+/// Puts the tag into `frame`, whose first [`TAG`] bytes are free: the MAC addresses move down to
+/// its start. `false`, and no change, if it is shorter than that takes.
 pub fn push_tag(frame: &mut [u8], link: LinkId) -> bool {
     if frame.len() < MACS + TAG {
         return false;

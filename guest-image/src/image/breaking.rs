@@ -1,4 +1,5 @@
-//! Breaks the machine in the way the command line asks for, so that a VMM's handling of each can be tested.
+//! Breaks the machine in the way the command line asks for, so that a VMM's handling of each can be
+//! tested.
 
 use sluice_firmware::layout;
 use sluice_guest::boot::Breaking;

@@ -28,7 +28,8 @@ impl Clock {
     }
 }
 
-/// The first source that knows: command line, processor, hypervisor, a comparison with ring 0's timer.
+/// The first source that knows: command line, processor, hypervisor, a comparison with ring 0's
+/// timer.
 pub(crate) fn frequency_khz(told: Option<u64>) -> u64 {
     told.or_else(from_processor)
         .or_else(from_hypervisor)
@@ -60,8 +61,8 @@ fn from_hypervisor() -> Option<u64> {
     Some(u64::from(__cpuid(0x4000_0010).eax)).filter(|khz| *khz > 0)
 }
 
-/// From the difference between long and short sleeps, in which what a sleep costs beside its length cancels out. The
-/// shortest of several each: a sleep is never too short, only too long.
+/// From the difference between long and short sleeps, in which what a sleep costs beside its length
+/// cancels out. The shortest of several each: a sleep is never too short, only too long.
 fn measured() -> u64 {
     const SHORT_US: u64 = 1000;
     const LONG_US: u64 = 11_000;

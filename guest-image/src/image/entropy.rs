@@ -7,7 +7,8 @@ use super::platform;
 /// Samples of the processor's generator; each of the others takes only the counter.
 const GENERATED: usize = 4;
 
-/// From the processor's generator where there is one, and from the jitter of the counter in any case.
+/// From the processor's generator where there is one, and from the jitter of the counter in any
+/// case.
 pub(crate) fn seed() -> [u8; 16] {
     let mut state = [platform::tsc(), 0x9e37_79b9_7f4a_7c15];
     let has_generator = has_generator();

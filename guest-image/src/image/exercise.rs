@@ -1,4 +1,5 @@
-//! The self-test's second half: a ring and the tables, used once in the memory and at the privilege of the real thing.
+//! The self-test's second half: a ring and the tables, used once in the memory and at the privilege
+//! of the real thing.
 
 use core::ptr;
 
@@ -22,7 +23,8 @@ impl Originate for Nowhere {
     }
 }
 
-/// A chain goes out through a ring and comes back as a device would give it back, more often than the ring is long.
+/// A chain goes out through a ring and comes back as a device would give it back, more often than
+/// the ring is long.
 pub(crate) fn ring_carries_chains(memory: &mut Memory) -> bool {
     const SIZE: u16 = 16;
     let Some(ring) = memory.ring() else {
@@ -59,7 +61,8 @@ fn use_next(areas: Areas, size: u16, n: u16, written: u32) {
     let head = ptr::with_exposed_provenance::<u16>((areas.available + 4 + slot * 2) as usize);
     let used = ptr::with_exposed_provenance_mut::<u32>((areas.used + 4 + slot * 8) as usize);
     let index = ptr::with_exposed_provenance_mut::<u16>((areas.used + 2) as usize);
-    // SAFETY: the areas of a ring of `size`, alive for good; all its fields are atomics, so a second writer is allowed.
+    // SAFETY: the areas of a ring of `size`, alive for good; all its fields are atomics, so a
+    // second writer is allowed.
     unsafe {
         used.write_volatile(u32::from(head.read_volatile()));
         used.add(1).write_volatile(written);
@@ -67,8 +70,8 @@ fn use_next(areas: Areas, size: u16, n: u16, written: u32) {
     }
 }
 
-/// The tables are built in packet memory, take a change, and answer a pod's question for its gateway; a frame of a link
-/// that they do not know ends in its counter.
+/// The tables are built in packet memory, take a change, and answer a pod's question for its
+/// gateway; a frame of a link that they do not know ends in its counter.
 pub(crate) fn tables_answer_for_the_gateway(memory: Memory) -> bool {
     let mut arena = Arena::new(memory.rest());
     let capacity = Capacity::fitting(arena.left());

@@ -26,13 +26,15 @@ impl Mmio {
 impl Registers for Mmio {
     fn read(&self, offset: u64) -> u32 {
         let register = ptr::with_exposed_provenance::<u32>((self.0 + offset) as usize);
-        // SAFETY: inside a device window (`new`), mapped uncached; device registers are not Rust objects.
+        // SAFETY: inside a device window (`new`), mapped uncached; device registers are not Rust
+        // objects.
         unsafe { ptr::read_volatile(register) }
     }
 
     fn write(&mut self, offset: u64, value: u32) {
         let register = ptr::with_exposed_provenance_mut::<u32>((self.0 + offset) as usize);
-        // SAFETY: as in `read`; the devices of the contract write guest memory only through the rings they are given.
+        // SAFETY: as in `read`; the devices of the contract write guest memory only through the
+        // rings they are given.
         unsafe { ptr::write_volatile(register, value) }
     }
 }

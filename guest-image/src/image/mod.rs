@@ -18,6 +18,7 @@ use sluice_firmware::ring0::exit_code;
 use sluice_guest::boot::Options;
 use sluice_guest::console::{self, Console};
 use sluice_guest::control::Control;
+use sluice_guest::features;
 use sluice_guest::memory::Memory;
 use sluice_guest::net::{self, Trunk};
 use sluice_guest::report::Line;
@@ -72,8 +73,8 @@ extern "C" fn ring_3(start_info: u64, tsc_at_entry: u64, tsc_at_ring_3: u64) -> 
     if let Some(how) = options.breaking {
         breaking::run(how);
     }
-    // SAFETY: RAM above the image, as the memory map has it, mapped by ring 0 for ring 3 and in nobody's use; the contract
-    // says that it is zero at boot.
+    // SAFETY: RAM above the image, as the memory map has it, mapped by ring 0 for ring 3 and in
+    // nobody's use; the contract says that it is zero at boot.
     let memory = unsafe { Memory::new(start, end) };
     let facts = Facts {
         image: image_id(),
@@ -95,8 +96,8 @@ fn appliance(
     let trunk = machine.trunk.as_mut().and_then(|transport| {
         bring_up(
             transport,
-            net::F_MRG_RXBUF,
-            net::choose_features,
+            features::F_MRG_RXBUF,
+            features::choose_features,
             &mut memory,
             |parts| {
                 let Parts {
@@ -141,7 +142,8 @@ struct Parts<'a> {
     memory: &'a mut Memory,
 }
 
-/// Agrees with a device of two queues and starts it. A device that cannot be used is named and left alone.
+/// Agrees with a device of two queues and starts it. A device that cannot be used is named and left
+/// alone.
 fn bring_up<T>(
     transport: &mut Transport<Mmio>,
     required: u64,
@@ -187,7 +189,8 @@ unsafe extern "C" {
     static image_build_id: u8;
 }
 
-/// The SHA-1 that the linker put into the note `.note.gnu.build-id`, behind the note's header of 16 bytes.
+/// The SHA-1 that the linker put into the note `.note.gnu.build-id`, behind the note's header of 16
+/// bytes.
 fn image_id() -> [u8; 20] {
     const NOTE_HEADER: usize = 16;
     // SAFETY: the linker script places the whole note there, 36 bytes, in read-only data.

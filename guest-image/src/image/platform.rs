@@ -1,4 +1,5 @@
-//! The machine as ring 3 reaches it: four calls to ring 0, the time-stamp counter, device registers.
+//! The machine as ring 3 reaches it: four calls to ring 0, the time-stamp counter, device
+//! registers.
 //!
 //! Compiled into the image only; this file and the `.s` files are its unsafe.
 

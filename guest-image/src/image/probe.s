@@ -1,5 +1,5 @@
-# probe(function, argument): runs a function that is expected to fault.
-# rax = vector and rdx = error code if it did; rax = 0xffff if it came back, 0xfffe if ring 0 refuses.
+# probe(function, argument): runs a function that is expected to fault. rax = vector and rdx = error
+# code if it did; rax = 0xffff if it came back, 0xfffe if ring 0 refuses.
 .section .text.probe, "ax"
 .globl probe
 .balign 16
