@@ -184,6 +184,9 @@ fn at(numbers: &[u8]) -> Vec<String> {
     numbers.iter().map(|n| format!("10.0.0.{n}:8080")).collect()
 }
 
+/// Endpoints or hints in a shorthand.
+type List = [(&'static str, &'static str)];
+
 const LB: &str = "192.0.2.1";
 
 #[test]
@@ -193,7 +196,7 @@ fn s15_oracle_83_to_88_which_endpoints_are_used() {
     let cluster = json!({"clusterIP": "10.96.0.1"});
     let internal_local = json!({"clusterIP": "10.96.0.1", "internalTrafficPolicy": "Local"});
     // Policy, endpoints, then cluster, local, any.
-    let cases: [(&Value, &[(&str, &str)], &[u8], &[u8], bool); 12] = [
+    let cases: [(&Value, &List, &[u8], &[u8], bool); 12] = [
         (
             &cluster,
             &[("here", "rs"), ("there", "rs")],
@@ -297,7 +300,7 @@ fn s17_hints_count_only_if_all_have_them_and_one_is_for_here() {
             })
             .collect()
     };
-    let cases: [(&[(&str, &str)], &[u8]); 6] = [
+    let cases: [(&List, &[u8]); 6] = [
         (&[("zone-a", ""), ("zone-b", "")], &[1]),
         (&[("zone-a", ""), ("", "")], &[1, 2]),
         (&[("zone-c", ""), ("zone-b", "")], &[1, 2]),

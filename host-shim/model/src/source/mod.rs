@@ -4,6 +4,8 @@
 //! outside is waited out (with [`Event::Lost`]) while the last known state stays in force.
 
 pub mod dir;
+pub mod kube;
+mod lines;
 mod tree;
 
 use std::io;

@@ -252,7 +252,7 @@ impl<'a> Script<'a> {
                     manifest["spec"]["containers"] = json!([{"name": "d", "ports": [
                         {"containerPort": 80, "name": "web"},
                         {"containerPort": 8080, "name": "serve-80-tcp"},
-                    ]}])
+                    ]}]);
                 }
             }
         }
