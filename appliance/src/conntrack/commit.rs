@@ -8,7 +8,7 @@ use crate::conntrack::region::{Owner, Row, TRANSLATED, V6, pack, unpack};
 use crate::conntrack::row::{Tracking, reply_of};
 use crate::conntrack::state::{EXTENSION, Standing, State};
 use crate::conntrack::{
-    Attached, ConnId, Conntrack, Hit, Invalid, Signal, index, region::Detail, sctp, tcp,
+    Attached, ConnId, Conntrack, Hit, Invalid, Signal, handshake, index, region::Detail, sctp,
 };
 use crate::flow::{Direction, Flow, FlowHash};
 use crate::time::Instant;
@@ -77,7 +77,7 @@ impl<'r> Conntrack<'r> {
         let midflow = now < self.midflow_until;
         let opened = match (flow.protocol(), signal) {
             (protocol::TCP, Signal::Tcp(segment)) => {
-                tcp::open(segment, midflow).map(|(state, tcp)| (state, Tracking::Tcp(tcp)))
+                handshake::open(segment, midflow).map(|(state, tcp)| (state, Tracking::Tcp(tcp)))
             }
             (protocol::SCTP, Signal::Sctp(chunks)) => {
                 sctp::open(chunks, midflow).map(|(state, tags)| (state, Tracking::Sctp(tags)))

@@ -33,6 +33,7 @@ mod adopt;
 mod audit;
 mod commit;
 mod expiry;
+mod handshake;
 mod index;
 mod lists;
 mod region;
@@ -41,6 +42,7 @@ mod report;
 mod row;
 mod sctp;
 mod segment;
+mod settings;
 mod state;
 mod tcp;
 mod track;
@@ -49,7 +51,7 @@ use sluice_contract::LinkId;
 
 use crate::flow::{Direction, Flow, FlowHash};
 use crate::hash::Hasher;
-use crate::time::{Duration, Instant};
+use crate::time::Instant;
 
 use expiry::Clock;
 use region::{Layout, Region};
@@ -59,10 +61,10 @@ pub use audit::Fault;
 pub use commit::{CommitError, NewConnection};
 pub use expiry::Swept;
 pub use region::RegionError;
-pub use related::{Fragment, FragmentKey, Fragments};
 pub use report::{Counters, Entry, Talker, Visit};
 pub use sctp::{Chunks, chunk};
 pub use segment::{Segment, flag};
+pub use settings::Settings;
 pub use state::{Standing, State, TIMEOUT_MAX, Timeouts};
 pub use track::Track;
 
@@ -162,29 +164,6 @@ pub enum Invalid {
     Unsolicited,
     /// The connection ended between lookup and now.
     Gone,
-}
-
-/// Everything that can be set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    pub timeouts: Timeouts,
-    /// Percent of the table that one pod's link may fill (K-04).
-    pub pod_share: u8,
-    /// The same for every other link: the world's, the host's.
-    pub other_share: u8,
-    /// The longest time that the clock is believed to have gone on between two calls of `sweep` (K-11).
-    pub clock_step: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            timeouts: Timeouts::default(),
-            pod_share: 25,
-            other_share: 100,
-            clock_step: Duration::from_secs(60),
-        }
-    }
 }
 
 /// The table.

@@ -1,10 +1,8 @@
 //! What the table says of itself: its connections one after another, its counters, and who fills it.
 
-use core::ops::ControlFlow;
-
 use sluice_contract::LinkId;
 
-use crate::conntrack::state::{Standing, State, TICK_SHIFT};
+use crate::conntrack::state::{State, TICK_SHIFT};
 use crate::conntrack::{Attached, ConnId, Conntrack, Invalid};
 use crate::flow::Flow;
 use crate::time::{Duration, Instant};
@@ -171,17 +169,6 @@ impl Conntrack<'_> {
             unreplied: owner.unreplied,
             refused: owner.refused,
             evicted: owner.evicted,
-        }
-    }
-
-    /// Connections that could be evicted, oldest first, until `visitor` breaks. For tests and reports.
-    pub fn evictable(&self, standing: Standing, mut visitor: impl FnMut(Flow) -> ControlFlow<()>) {
-        let mut next = self.region.oldest(standing);
-        while let Some(row) = next.and_then(|slot| self.region.rows.get(slot as usize)) {
-            if visitor(row.original()).is_break() {
-                return;
-            }
-            next = next.and_then(|slot| self.region.after(slot));
         }
     }
 }

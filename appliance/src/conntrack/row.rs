@@ -211,7 +211,12 @@ impl Detail {
         if !is_listed(state) {
             self.max_end = [a.max_end, b.max_end];
         }
-        self.window = [narrow_window(a.window), narrow_window(b.window)];
+        for (stored, half) in self.window.iter_mut().zip(&tcp.half) {
+            // Windows grow seldom.
+            if widen_window(*stored) != half.window {
+                *stored = narrow_window(half.window);
+            }
+        }
         self.scale = a.scale | (b.scale << 4);
         self.marks = tcp.marks;
     }

@@ -22,40 +22,66 @@ impl Conntrack<'_> {
     ///
     /// # Errors
     /// [`Invalid`]: the packet is to be dropped; it has changed nothing.
+    ///
+    /// # Cost
+    /// Nothing but the connection's own two rows is written, unless the state changes.
     #[inline]
     pub fn track(&mut self, hit: Hit, signal: &Signal, now: Instant) -> Result<Track, Invalid> {
         let slot = hit.id.0;
         if !self.region.is_connection(slot) {
             return Err(self.counters.count_invalid(Invalid::Gone));
         }
-        let detail = &self.region.details[slot as usize];
-        let flow_protocol = self.region.rows[slot as usize].protocol;
-        let state = State::from_raw(self.region.rows[slot as usize].state).unwrap_or(hit.state);
-        let mut tracking = Tracking::None;
-        let next = match (signal, flow_protocol) {
+        let tick = self.clock.tick_at(now);
+        let row = &mut self.region.rows[slot as usize];
+        let detail = &mut self.region.details[slot as usize];
+        let state = State::from_raw(row.state).unwrap_or(hit.state);
+        let (next, tracking) = match (signal, row.protocol) {
             (Signal::Tcp(segment), protocol::TCP) => {
                 let mut tcp = detail.tcp(state);
                 let next = tcp.advance(state, hit.direction, segment);
-                tracking = Tracking::Tcp(tcp);
-                next
+                if next == Ok(Next::To(state)) {
+                    row.seen = tick as u32;
+                    detail.store_tcp(state, &tcp);
+                    detail.seal = detail.expected_seal(state as u8);
+                    return Ok(Track::Belongs);
+                }
+                (next, Tracking::Tcp(tcp))
             }
             (Signal::Sctp(chunks), protocol::SCTP) => {
                 let mut tags = detail.tags(state);
                 let next = tags.advance(state, hit.direction, chunks);
-                tracking = Tracking::Sctp(tags);
-                next
+                (next, Tracking::Sctp(tags))
             }
-            _ => datagram(state, hit.direction, signal),
+            _ => {
+                let next = datagram(state, hit.direction, signal);
+                if next == Ok(Next::To(state)) {
+                    row.seen = tick as u32;
+                    return Ok(Track::Belongs);
+                }
+                (next, Tracking::None)
+            }
         };
+        self.conclude(slot, state, next, &tracking, tick)
+    }
+
+    /// What follows if more than the rows is concerned.
+    #[inline(never)]
+    fn conclude(
+        &mut self,
+        slot: u32,
+        state: State,
+        next: Result<Next, Invalid>,
+        tracking: &Tracking,
+        tick: u64,
+    ) -> Result<Track, Invalid> {
         match next {
             Ok(Next::To(new)) => {
-                let tick = self.clock.tick_at(now);
                 self.region.rows[slot as usize].seen = tick as u32;
-                self.settle(slot, state, new, &tracking, tick);
+                self.settle(slot, state, new, tracking, tick);
                 Ok(Track::Belongs)
             }
             Ok(Next::Aside) => {
-                self.settle(slot, state, state, &tracking, 0);
+                self.settle(slot, state, state, tracking, tick);
                 Ok(Track::Belongs)
             }
             Ok(Next::Reopen) => {
@@ -68,7 +94,6 @@ impl Conntrack<'_> {
     }
 
     /// Writes what tracking has found, and moves the connection to where its new state belongs.
-    #[inline]
     fn settle(&mut self, slot: u32, old: State, new: State, tracking: &Tracking, tick: u64) {
         let moved = old.standing() != new.standing();
         if moved {
@@ -77,9 +102,7 @@ impl Conntrack<'_> {
         }
         let detail = &mut self.region.details[slot as usize];
         detail.store(new, tracking);
-        if old != new || !matches!(tracking, Tracking::None) {
-            detail.seal = detail.expected_seal(new as u8);
-        }
+        detail.seal = detail.expected_seal(new as u8);
         if old == new {
             return;
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::address::Address;
+use crate::time::Duration;
 use crate::wire::protocol;
 use std::vec::Vec;
 
