@@ -7,6 +7,7 @@ use crate::parse::{Packet, Transport};
 use crate::wire::{icmp, sctp, tcp};
 use crate::{Direction, Family};
 use sluice_contract::LinkId;
+use sluice_contract::overlay::PeerId;
 use sluice_contract::policy::RuleId;
 use sluice_contract::service::PortId;
 use zerocopy::FromBytes;
@@ -115,22 +116,56 @@ fn chunks(frame: &Frame<'_>, packet: &Packet) -> Option<Chunks> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     pub link: LinkId,
-    /// The route's place among the routes, if the link has more than one next hop.
-    pub route: Option<u8>,
+    pub way: Way,
 }
 
+/// Who on that link is next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Who is behind the link.
+    Link,
+    /// The next hop of the route at that place among the routes.
+    Route(u8),
+    /// Another node, through the tunnel or directly.
+    Peer(PeerId),
+}
+
+/// Distinguishes peers from routes in a packed path; no table has as many peers.
+const PEER: u16 = 0x8000;
+
 impl Path {
+    /// Straight to whoever is behind a link.
+    pub const fn to(link: LinkId) -> Self {
+        let way = Way::Link;
+        Self { link, way }
+    }
+
+    /// To another node.
+    pub const fn to_peer(peer: PeerId) -> Self {
+        Self {
+            link: LinkId::UPLINK,
+            way: Way::Peer(peer),
+        }
+    }
+
     fn pack(self) -> u32 {
-        u32::from(self.link.raw()) | self.route.map_or(0, |route| (u32::from(route) + 1) << 16)
+        let way = match self.way {
+            Way::Link => 0,
+            Way::Route(at) => u16::from(at) + 1,
+            Way::Peer(id) => PEER | id.0,
+        };
+        u32::from(self.link.raw()) | u32::from(way) << 16
     }
 
     #[inline]
     fn unpack(word: u32) -> Option<Self> {
         Some(Self {
             link: LinkId::new((word & 0xffff) as u16)?,
-            route: ((word >> 16) as u16)
-                .checked_sub(1)
-                .map(|route| route as u8),
+            way: match (word >> 16) as u16 {
+                0 => Way::Link,
+                peer if peer & PEER != 0 => Way::Peer(PeerId(peer & !PEER)),
+                at => Way::Route((at - 1) as u8),
+            },
         })
     }
 }

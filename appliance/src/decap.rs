@@ -46,8 +46,8 @@ pub fn is_tunnelled(overlay: &Overlay<'_>, packet: &Packet) -> bool {
     }
 }
 
-/// Unwraps a frame for which [`is_tunnelled`] holds. It is then the inner frame, from the sending pod's point of view
-/// addressed to the gateway, and to be parsed anew.
+/// Unwraps a frame for which [`is_tunnelled`] holds. It is then the inner frame, addressed to `own`, and to be parsed
+/// anew.
 ///
 /// # Errors
 /// Why the frame is to be dropped.
@@ -55,7 +55,7 @@ pub fn unwrap(
     frame: &mut Frame<'_>,
     outer: &Packet,
     overlay: &Overlay<'_>,
-    gateway: Mac,
+    own: Mac,
 ) -> Result<Origin, DropReason> {
     let tunnel = overlay.tunnel().ok_or(DropReason::TunnelUnready)?;
     if outer.fragment != Fragment::Whole {
@@ -90,7 +90,7 @@ pub fn unwrap(
         Family::V4 => ethernet::IPV4,
         Family::V6 => ethernet::IPV6,
     };
-    let header = ethernet::Header::new(gateway, tunnel.mac, ethertype);
+    let header = ethernet::Header::new(own, tunnel.mac, ethertype);
     let (to, packet) = frame
         .bytes_mut()
         .split_at_mut_checked(ethernet::LENGTH)

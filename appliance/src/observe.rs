@@ -2,7 +2,9 @@
 //! `sluice-replay` listen to the very same code.
 
 use crate::address::Address;
+use crate::connection::Path;
 use crate::conntrack::{Invalid, State};
+use crate::decap;
 use crate::flow::{Direction, Flow};
 use heapless::Vec;
 use sluice_contract::policy::{Direction as PolicyDirection, RuleId};
@@ -42,8 +44,10 @@ pub enum Step {
         rule: RuleId,
         accepted: bool,
     },
-    /// It leaves by this link; `route`: the place of the route that says so.
-    Route { link: LinkId, route: Option<u8> },
+    /// It came in a tunnel.
+    Unwrapped(decap::Origin),
+    /// It leaves this way.
+    Route(Path),
     /// It leaves as a packet of this flow.
     Rewritten(Flow),
 }

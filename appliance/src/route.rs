@@ -1,8 +1,10 @@
 //! Where a packet leaves, and whether it fits there.
 
 use crate::address::{Address, Family};
-use crate::connection::Path;
+use crate::connection::{Path, Way};
 use crate::frame::Frame;
+use crate::mtu::Learned;
+use crate::overlay::Exit;
 use crate::parse::{Packet, Transport};
 use crate::tables::{Link, Place, Tables};
 use crate::wire::{ethernet, ipv4, ipv6, tcp, udp};
@@ -17,6 +19,8 @@ pub struct NextHop {
     pub mtu: u16,
     pub source: Mac,
     pub destination: Mac,
+    /// To another node.
+    pub exit: Option<Exit>,
 }
 
 /// The way to `destination`, in the form in which a connection remembers it.
@@ -24,20 +28,23 @@ pub struct NextHop {
 /// # Errors
 /// [`DropReason::NoRoute`].
 pub fn path(tables: &Tables<'_>, destination: Address) -> Result<Path, DropReason> {
-    let direct = |link| Path { link, route: None };
     match tables.place(destination) {
-        Place::Link(link) => return Ok(direct(link)),
-        Place::Node { .. } => return Ok(direct(LinkId::HOST)),
+        Place::Link(link) => return Ok(Path::to(link)),
+        Place::Node { .. } => return Ok(Path::to(LinkId::HOST)),
         Place::Cluster | Place::External => return Err(DropReason::NoRoute),
         Place::Peer | Place::Elsewhere => {}
     }
     if is_link_local(destination) {
         return Err(DropReason::NoRoute);
     }
+    if let Some(peer) = tables.overlay().remote(destination) {
+        return Ok(Path::to_peer(peer));
+    }
     let (at, via) = tables.route(destination).ok_or(DropReason::NoRoute)?;
     Ok(Path {
         link: via.link,
-        route: u8::try_from(at).ok(),
+        // There are fewer.
+        way: u8::try_from(at).map_or(Way::Link, Way::Route),
     })
 }
 
@@ -50,13 +57,23 @@ fn is_link_local(address: Address) -> bool {
 /// The next hop of a path.
 ///
 /// # Errors
-/// [`DropReason::NoRoute`] if its link is gone.
+/// [`DropReason::NoRoute`] if its link or peer is gone, [`DropReason::NoNeighbor`] if the next hop does not answer.
 #[inline]
-pub fn hop(tables: &Tables<'_>, path: Path) -> Result<NextHop, DropReason> {
+pub fn hop(tables: &Tables<'_>, learned: &Learned<'_>, path: Path) -> Result<NextHop, DropReason> {
     let link: &Link = tables.link(path.link).ok_or(DropReason::NoRoute)?;
-    let (source, destination) = match path.route {
-        None => (tables.node().gateway_mac, link.mac()),
-        Some(at) => {
+    let (source, destination) = match path.way {
+        Way::Link => (tables.node().gateway_mac, link.mac()),
+        Way::Peer(peer) => {
+            let exit = tables.overlay().exit(peer, link.mtu, learned)?;
+            return Ok(NextHop {
+                link: path.link,
+                mtu: exit.mtu,
+                source: link.mac(),
+                destination: exit.next_hop,
+                exit: Some(exit),
+            });
+        }
+        Way::Route(at) => {
             let via = tables
                 .route_at(usize::from(at))
                 .ok_or(DropReason::NoRoute)?;
@@ -68,6 +85,7 @@ pub fn hop(tables: &Tables<'_>, path: Path) -> Result<NextHop, DropReason> {
         mtu: link.mtu,
         source,
         destination,
+        exit: None,
     })
 }
 

@@ -9,10 +9,11 @@ use proptest::prelude::*;
 use sluice_appliance::decap::{self, Origin};
 use sluice_appliance::frame::{Gso, GsoKind, Offload, Partial, TunnelKind};
 use sluice_appliance::hash::Hasher;
+use sluice_appliance::mtu::Learned;
 use sluice_appliance::parse::{self, Packet, Parsed};
 use sluice_appliance::testing::{Bench, Builder};
 use sluice_appliance::wire::checksum;
-use sluice_appliance::{Address, Capacity, Family, Frame, encap, mtu};
+use sluice_appliance::{Address, Arena, Capacity, Family, Frame, encap, mtu};
 use sluice_contract::overlay::{
     GENEVE_CLASS, NextHopId, NextHopRow, OverlayKey, OverlayRow, PeerId, PeerRow, RemoteRow,
     TunnelProtocol, TunnelRow,
@@ -102,6 +103,10 @@ fn pair(protocol: TunnelProtocol, underlay: Family) -> (Bench, Bench) {
     )
 }
 
+fn nothing_learned() -> Learned<'static> {
+    Learned::new(&mut Arena::new(vec![0; 128].leak()), 0).unwrap()
+}
+
 /// A frame in a buffer of its own.
 struct Buffer {
     bytes: Vec<u8>,
@@ -148,7 +153,7 @@ fn wrapped(
     let mut frame = buffer.frame();
     let parsed = packet(&frame);
     let peer = overlay.remote(parsed.destination).unwrap();
-    let exit = overlay.exit(peer, 9000).unwrap();
+    let exit = overlay.exit(peer, 9000, &nothing_learned()).unwrap();
     encap::send(
         &mut frame,
         &parsed,
@@ -639,8 +644,7 @@ fn m07_a_router_that_quotes_our_packet_is_believed_and_no_one_else() {
 
 #[test]
 fn m07_what_a_router_said_only_lowers_and_is_forgotten_after_ten_minutes() {
-    use sluice_appliance::arena::Arena;
-    use sluice_appliance::mtu::{Learned, MEMORY};
+    use sluice_appliance::mtu::MEMORY;
     use sluice_appliance::time::{Duration, Instant};
     let mut memory = vec![0u8; 4096];
     let mut learned = Learned::new(&mut Arena::new(&mut memory), 8).unwrap();
@@ -744,7 +748,13 @@ fn o17_a_next_hop_that_does_not_answer_is_told_and_one_that_moved_is_followed() 
         }))
     };
     bench.commit(&[hop(None)]);
-    let exit = |bench: &Bench| bench.pipeline.tables().overlay().exit(PeerId(2), 1500);
+    let exit = |bench: &Bench| {
+        bench
+            .pipeline
+            .tables()
+            .overlay()
+            .exit(PeerId(2), 1500, &nothing_learned())
+    };
     assert_eq!(exit(&bench), Err(DropReason::NoNeighbor));
     bench.commit(&[hop(Some(mac(0x77)))]);
     assert_eq!(exit(&bench).unwrap().next_hop, mac(0x77));
@@ -768,7 +778,13 @@ fn o10_a_direct_peer_gets_bare_frames() {
     assert_eq!(sent[14..], bytes[14..]);
     assert_eq!(sent[..12], [mac(2).0, mac(0xee).0].concat());
     let overlay = bench.pipeline.tables().overlay();
-    assert_eq!(overlay.exit(PeerId(2), 1500).unwrap().mtu, 1500);
+    assert_eq!(
+        overlay
+            .exit(PeerId(2), 1500, &nothing_learned())
+            .unwrap()
+            .mtu,
+        1500
+    );
 }
 
 proptest! {

@@ -137,6 +137,8 @@ drop_reasons! {
     TunnelUnready = 49, "tunnel_unready";
     /// From the uplink, addressed to the node, and nothing that the appliance serves.
     NotServed = 50, "not_served";
+    /// A router's word on the path to another node; it was noted and is for nobody else.
+    PathMtu = 51, "path_mtu";
 }
 
 /// What a counter counts.

@@ -178,8 +178,6 @@ pub struct Overlay<'m> {
     peers: Twin<'m, Peer>,
     sources: Twin<'m, Source>,
     remotes: Lpm<'m>,
-    /// What routers said about the paths; not the host's to configure.
-    pub learned: Learned<'m>,
     hasher: Hasher,
 }
 
@@ -199,7 +197,6 @@ impl<'m> Overlay<'m> {
             peers: Twin::direct(arena, usize::from(limits.peers))?,
             sources: Twin::keyed(arena, u32::from(limits.peers), hasher)?,
             remotes: Lpm::new(arena, limits.prefixes, hasher)?,
-            learned: Learned::new(arena, usize::from(limits.peers))?,
             hasher,
         })
     }
@@ -250,11 +247,16 @@ impl<'m> Overlay<'m> {
     /// # Errors
     /// [`DropReason::NoRoute`], [`DropReason::NoNeighbor`].
     #[inline]
-    pub fn exit(&self, id: PeerId, uplink_mtu: u16) -> Result<Exit, DropReason> {
+    pub fn exit(
+        &self,
+        id: PeerId,
+        uplink_mtu: u16,
+        learned: &Learned<'_>,
+    ) -> Result<Exit, DropReason> {
         let peer = self.peer(id).ok_or(DropReason::NoRoute)?;
         let next_hop = self.next_hop(peer).ok_or(DropReason::NoNeighbor)?;
         let configured = peer.mtu.min(uplink_mtu);
-        let path = self.learned.path(id, peer.address, configured);
+        let path = learned.path(id, peer.address, configured);
         let overhead = if peer.is_direct() {
             0
         } else {

@@ -48,7 +48,15 @@ impl<O: Observer> Stages<'_, '_, O> {
         let place = self.tables.place(packet.destination);
         let origin = Origin::of(frame.ingress);
         self.admit(frame, packet, origin, place)?;
-        let choice = match self.serve(flow, place, origin) {
+        if self.origin.is_some() && !matches!(place, Place::Link(_) | Place::Node { .. }) {
+            // Nodes send each other what is for pods there, and for themselves; Services were resolved where the packet began.
+            return Err(DropReason::NoRoute.into());
+        }
+        let served = match self.origin {
+            Some(_) => Err(NoChoice::NotAService),
+            None => self.serve(flow, place, origin),
+        };
+        let choice = match served {
             Ok(choice) => Some(choice),
             Err(NoChoice::NotAService) => None,
             Err(NoChoice::UndefinedPort) if packet.is_echo() => return self.ping(frame, packet),
@@ -76,6 +84,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         place: Place,
     ) -> Result<(), Refusal> {
         match origin {
+            Origin::Outside if self.is_posing(packet) => Err(DropReason::Spoof.into()),
             Origin::Outside => match self.tables.place(packet.source) {
                 Place::Link(link) if link != frame.ingress => Err(DropReason::Spoof.into()),
                 Place::Node { .. } | Place::Cluster => Err(DropReason::Spoof.into()),
@@ -96,6 +105,13 @@ impl<O: Observer> Stages<'_, '_, O> {
             }
             Origin::Node => Ok(()),
         }
+    }
+
+    /// From the underlay as it is, but with a source that lies behind a node whose packets come in a tunnel.
+    fn is_posing(&self, packet: &Packet) -> bool {
+        let overlay = self.tables.overlay();
+        let peer = || overlay.peer(overlay.remote(packet.source)?);
+        self.origin.is_none() && peer().is_some_and(|peer| !peer.is_direct())
     }
 
     fn serve(&mut self, flow: &Flow, place: Place, origin: Origin) -> Result<Choice, NoChoice> {
@@ -146,11 +162,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         packet: &Packet,
         flow: &Flow,
     ) -> Result<Verdict, Refusal> {
-        let path = Path {
-            link: LinkId::HOST,
-            route: None,
-        };
-        let hop = self.hop(path)?;
+        let hop = self.hop(Path::to(LinkId::HOST))?;
         fits(frame, packet, &hop)?;
         self.send(frame, packet, flow, flow, &hop)
     }
@@ -175,7 +187,8 @@ impl<O: Observer> Stages<'_, '_, O> {
             ),
         };
         let path = route::path(self.tables, to_backend.destination())?;
-        let back = self.path_back(ingress, flow.source())?;
+        let tunnelled = self.origin.map(|origin| origin.peer);
+        let back = self.path_back(ingress, flow.source(), tunnelled)?;
         let rule = self.policy(ingress, &to_backend, place)?;
         let hop = self.hop(path)?;
         fits(frame, packet, &hop)?;
@@ -247,7 +260,10 @@ impl<O: Observer> Stages<'_, '_, O> {
             _ => Some(policy.identity_of(core::net::IpAddr::from(address))),
         };
         let source = match Origin::of(ingress) {
-            Origin::Outside => identity(Place::Elsewhere, begun.source()),
+            Origin::Outside => match self.origin.and_then(|origin| origin.identity) {
+                Some(told) if told.is_pod() => Some(told),
+                _ => identity(Place::Elsewhere, begun.source()),
+            },
             Origin::Node => Some(Identity::HOST),
             Origin::Pod => identity(Place::Link(ingress), begun.source()),
         }
@@ -397,7 +413,7 @@ impl<O: Observer> Stages<'_, '_, O> {
                 self.now,
             );
         }
-        let hop = route::hop(self.tables, path)?;
+        let hop = self.hop(path)?;
         self.send(frame, packet, flow, &new.outgoing(), &hop)
     }
 }

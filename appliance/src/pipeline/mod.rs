@@ -15,12 +15,14 @@ mod refusal;
 mod related;
 mod state;
 mod transit;
+mod tunnel;
 
 use crate::apply::{Apply, Outcome};
 use crate::arena::{Arena, OutOfMemory};
 use crate::classify::{self, Class};
 use crate::connection::flow_of;
 use crate::conntrack::Conntrack;
+use crate::decap::{self, Origin};
 use crate::flow::{Flow, FlowHash};
 use crate::fragments::{Fate, Piece, Released, is_piece};
 use crate::frame::Frame;
@@ -59,7 +61,15 @@ pub struct Pipeline<'m> {
 }
 
 /// What a frame was found to be, before its turn comes.
-type Ready = (Result<Parsed, DropReason>, Option<(Flow, FlowHash)>);
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    parsed: Result<Parsed, DropReason>,
+    flow: Option<(Flow, FlowHash)>,
+    /// The node it came from, if it came in a tunnel, which is off now.
+    origin: Option<Origin>,
+    /// Bytes of the frame as it came.
+    length: usize,
+}
 
 impl<'m> Pipeline<'m> {
     /// A dataplane without any link, in memory from `arena`. `seed` must be secret and random.
@@ -116,25 +126,36 @@ impl<'m> Pipeline<'m> {
     pub fn trace(&mut self, frame: &mut Frame<'_>, now: Instant) -> (Verdict, Record<true>) {
         let mut record = Record::default();
         self.now = self.now.max(now);
-        let (parsed, flow) = self.prepare(frame);
-        let verdict = self.decide(frame, &parsed, flow, &mut record);
+        let Ready {
+            parsed,
+            flow,
+            origin,
+            ..
+        } = self.prepare(frame);
+        let verdict = self.decide(frame, &parsed, flow, origin, &mut record);
         (verdict, record)
     }
 
     /// Parses a batch, and has the memory on its way that the packets will ask for.
     #[inline]
-    fn look_ahead(&self, frames: &[Frame<'_>]) -> [Ready; BATCH] {
+    fn look_ahead(&self, frames: &mut [Frame<'_>]) -> [Ready; BATCH] {
         // The first line of each frame was written by somebody else: read them all, so that the misses overlap.
         let first = frames
             .iter()
             .map(|frame| frame.bytes().first().copied().unwrap_or(0));
         core::hint::black_box(first.fold(0u8, |sum, byte| sum ^ byte));
-        let mut ready = [(Err(DropReason::Malformed), None); BATCH];
+        let nothing = Ready {
+            parsed: Err(DropReason::Malformed),
+            flow: None,
+            origin: None,
+            length: 0,
+        };
+        let mut ready = [nothing; BATCH];
         let mut hashes = [FlowHash(0); BATCH];
         let mut count = 0;
-        for (frame, ready) in frames.iter().zip(&mut ready) {
+        for (frame, ready) in frames.iter_mut().zip(&mut ready) {
             *ready = self.prepare(frame);
-            if let ((_, Some((_, hash))), Some(slot)) = (&*ready, hashes.get_mut(count)) {
+            if let (Some((_, hash)), Some(slot)) = (&ready.flow, hashes.get_mut(count)) {
                 *slot = *hash;
                 count += 1;
             }
@@ -146,8 +167,22 @@ impl<'m> Pipeline<'m> {
     }
 
     #[inline]
-    fn prepare(&self, frame: &Frame<'_>) -> Ready {
-        let parsed = parse::parse(frame);
+    fn prepare(&self, frame: &mut Frame<'_>) -> Ready {
+        let length = frame.length();
+        let mut parsed = parse::parse(frame);
+        let mut origin = None;
+        if frame.ingress == LinkId::UPLINK
+            && let Ok(Parsed::Ip(packet)) = &parsed
+            && decap::is_tunnelled(self.tables.overlay(), packet)
+        {
+            match tunnel::unwrap(&self.tables, frame, packet) {
+                Ok((inner, from)) => {
+                    parsed = Ok(inner);
+                    origin = Some(from);
+                }
+                Err(reason) => parsed = Err(reason),
+            }
+        }
         let flow = match &parsed {
             Ok(Parsed::Ip(packet)) if packet.fragment != Fragment::Later => {
                 let flow = flow_of(packet);
@@ -155,25 +190,30 @@ impl<'m> Pipeline<'m> {
             }
             _ => None,
         };
-        (parsed, flow)
+        Ready {
+            parsed,
+            flow,
+            origin,
+            length,
+        }
     }
 
     #[inline]
     fn process<O: Observer>(
         &mut self,
         frame: &mut Frame<'_>,
-        (parsed, flow): &Ready,
+        ready: &Ready,
         out: &mut impl Originate,
         observer: &mut O,
     ) -> Verdict {
-        self.stats.count_received(frame.ingress, frame.length());
-        let piece = match parsed {
+        self.stats.count_received(frame.ingress, ready.length);
+        let piece = match &ready.parsed {
             Ok(Parsed::Ip(packet)) if is_piece(packet) => Piece::of(frame, packet),
             _ => None,
         };
         let verdict = match piece {
-            None => self.decide(frame, parsed, *flow, observer),
-            Some(piece) => self.fragment(frame, parsed, *flow, &piece, out, observer),
+            None => self.decide(frame, &ready.parsed, ready.flow, ready.origin, observer),
+            Some(piece) => self.fragment(frame, ready, &piece, out, observer),
         };
         self.stats
             .count_verdict(verdict, frame.ingress, frame.length(), frame.offload.gso);
@@ -187,12 +227,14 @@ impl<'m> Pipeline<'m> {
         frame: &mut Frame<'_>,
         parsed: &Result<Parsed, DropReason>,
         flow: Option<(Flow, FlowHash)>,
+        origin: Option<Origin>,
         observer: &mut O,
     ) -> Verdict {
         let mut stages = Stages {
             tables: &self.tables,
             state: &mut self.state,
             now: self.now,
+            origin,
             observer,
         };
         let Some(link) = stages.tables.link(frame.ingress) else {
@@ -212,17 +254,25 @@ impl<'m> Pipeline<'m> {
     fn fragment<O: Observer>(
         &mut self,
         frame: &mut Frame<'_>,
-        parsed: &Result<Parsed, DropReason>,
-        flow: Option<(Flow, FlowHash)>,
+        ready: &Ready,
         piece: &Piece,
         out: &mut impl Originate,
         observer: &mut O,
     ) -> Verdict {
+        let Ready {
+            parsed,
+            flow,
+            origin,
+            ..
+        } = ready;
+        let (flow, origin) = (*flow, *origin);
         let Some(link) = self.tables.link(frame.ingress) else {
             return Verdict::Drop(DropReason::UnknownLink);
         };
-        // Nobody fills the room in another's name.
-        if let Err(reason) = classify::whole(&self.tables, frame, link, parsed) {
+        // Nobody fills the room in another's name; of what came in a tunnel that was asked before.
+        if origin.is_none()
+            && let Err(reason) = classify::whole(&self.tables, frame, link, parsed)
+        {
             return Verdict::Drop(reason);
         }
         let (fate, released) = self.state.fragments.arrive(piece, self.now);
@@ -230,7 +280,7 @@ impl<'m> Pipeline<'m> {
         match (fate, flow) {
             (Fate::Refused(reason), _) => Verdict::Drop(reason),
             (_, Some(_)) => {
-                let verdict = self.decide(frame, parsed, flow, observer);
+                let verdict = self.decide(frame, parsed, flow, origin, observer);
                 let passed = matches!(verdict, Verdict::Forward(_));
                 let flow = flow.map(|(flow, _)| flow).filter(|_| passed);
                 let released = self.state.fragments.decide(piece, flow.as_ref(), self.now);
@@ -240,7 +290,7 @@ impl<'m> Pipeline<'m> {
             (Fate::Of(flow), None) => {
                 observer.note(Step::Fragment(flow));
                 let hash = self.state.conntrack.hash(&flow);
-                self.decide(frame, parsed, Some((flow, hash)), observer)
+                self.decide(frame, parsed, Some((flow, hash)), origin, observer)
             }
             (Fate::Waiting, None) => match self.state.fragments.hold(piece, frame, self.now) {
                 Ok(()) => Verdict::Held,
@@ -286,7 +336,7 @@ impl<'m> Pipeline<'m> {
         match piece.map(|piece| self.state.fragments.peek(&piece, self.now)) {
             Some(Fate::Of(flow)) => {
                 let hash = self.state.conntrack.hash(&flow);
-                self.decide(frame, &parsed, Some((flow, hash)), &mut Silent)
+                self.decide(frame, &parsed, Some((flow, hash)), None, &mut Silent)
             }
             _ => Verdict::Drop(DropReason::FragmentRefused),
         }
@@ -300,6 +350,7 @@ impl<'m> Pipeline<'m> {
         out: &mut impl Originate,
     ) -> Option<Instant> {
         self.now = self.now.max(now);
+        self.state.learned.age(self.now, budget);
         let rows = u32::try_from(budget).unwrap_or(u32::MAX);
         let swept = self.state.conntrack.sweep(self.now, rows);
         let mut budget = budget.min(crate::fragments::SWEEP);
@@ -399,7 +450,14 @@ impl<O: Observer> Stages<'_, '_, O> {
         flow: Option<(Flow, FlowHash)>,
     ) -> Result<Verdict, Refusal> {
         let header = reply::ethernet_of(frame).ok_or(DropReason::Malformed)?;
-        classify::link_layer(self.tables, frame.ingress, link, &header)?;
+        if let Some(origin) = self.origin {
+            self.observer.note(Step::Unwrapped(origin));
+        } else {
+            classify::link_layer(self.tables, frame.ingress, link, &header)?;
+            if frame.offload.tunnel.is_some() {
+                return Err(DropReason::NotServed.into());
+            }
+        }
         let Parsed::Ip(packet) = parsed else {
             self.may_answer(frame.ingress)?;
             reply::arp(frame, self.tables.node(), link)?;
@@ -408,7 +466,16 @@ impl<O: Observer> Stages<'_, '_, O> {
         let to = header.destination();
         let ingress = frame.ingress;
         match classify::network_layer(self.tables, ingress, link, to, packet)? {
-            Class::Transit => self.transit(frame, packet, flow),
+            Class::Transit => {
+                if ingress == LinkId::UPLINK && packet.is_icmp_error() {
+                    self.listen_to_router(frame, packet)?;
+                }
+                self.transit(frame, packet, flow)
+            }
+            // The gateway is every pod's own; nobody else's business.
+            Class::Neighbor | Class::Echo if self.origin.is_some() => {
+                Err(DropReason::GatewayNotServed.into())
+            }
             Class::Neighbor => {
                 self.may_answer(ingress)?;
                 reply::neighbor(frame, packet, self.tables.node())?;
@@ -470,7 +537,10 @@ impl<O: Observer> Stages<'_, '_, O> {
             Answer::Refused => self.report(frame, packet, reply::Trouble::PortUnreachable),
             Answer::Error(trouble) => self.report(frame, packet, trouble),
         };
-        told.map_or(drop, |()| Verdict::Reply)
+        match told.and_then(|()| self.return_to_sender(frame)) {
+            Some(()) => Verdict::Reply,
+            None => drop,
+        }
     }
 
     fn flow_may(&mut self, packet: &Packet, answer: Answer) -> bool {
@@ -489,6 +559,9 @@ impl<O: Observer> Stages<'_, '_, O> {
     ) -> Option<()> {
         let nat = self.tables.nat();
         let source = nat.and_then(|nat| nat.address(packet.family));
+        // The gateway is only known to pods of this node; others know the node.
+        let tunnel = self.origin.and(self.tables.overlay().tunnel());
+        let source = source.or(tunnel.and_then(|tunnel| tunnel.source(packet.family)));
         let source = source.unwrap_or(self.tables.node().gateway(packet.family));
         reply::error(frame, packet, trouble, source, self.own_mac(frame.ingress))
     }

@@ -62,8 +62,7 @@ impl<O: Observer> Stages<'_, '_, O> {
             translate(frame, packet, &inside, (&quoted, &leaves.reversed()), outer)
                 .ok_or(UNRELATED)?;
         }
-        route::send_on(frame, packet, &hop)?;
-        Ok(Verdict::Forward(hop.link))
+        self.send_on(frame, packet, &hop)
     }
 }
 

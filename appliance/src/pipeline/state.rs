@@ -1,10 +1,12 @@
-//! What the packets of the past have left: connections, clients' backends, fragments, and how often was spoken.
+//! What the packets of the past have left: connections, clients' backends, fragments, how often was
+//! spoken, and what routers said.
 
 use crate::arena::{Arena, OutOfMemory};
 use crate::conntrack::{Conntrack, Settings, State as ConnectionState};
 use crate::fragments::Fragments;
 use crate::hash::Hasher;
 use crate::limiter::Limiter;
+use crate::mtu::Learned;
 use crate::service::Affinities;
 use crate::tables::Capacity;
 use crate::time::{Duration, Instant};
@@ -17,6 +19,8 @@ pub(super) struct State<'m> {
     pub(super) affinities: Affinities<'m>,
     pub(super) fragments: Fragments<'m>,
     pub(super) limiter: Limiter<'m>,
+    /// What routers said about the paths to other nodes.
+    pub(super) learned: Learned<'m>,
     pub(super) hasher: Hasher,
 }
 
@@ -45,6 +49,7 @@ impl<'m> State<'m> {
             affinities: Affinities::new(arena, capacity.services.affinities, hasher)?,
             fragments: Fragments::new(arena, capacity.fragments, hasher)?,
             limiter: Limiter::new(arena, hasher)?,
+            learned: Learned::new(arena, usize::from(capacity.overlay.peers))?,
             hasher,
         })
     }

@@ -3,8 +3,10 @@
 use super::refusal::{Answer, Refusal};
 use super::state::State;
 use crate::address::Address;
-use crate::connection::{Memo, Path, flow_of, signal_of};
+use crate::connection::{Memo, Path, Way, flow_of, signal_of};
 use crate::conntrack::{Attached, Hit, Signal, Track};
+use crate::decap;
+use crate::encap;
 use crate::flow::{Direction, Flow, FlowHash};
 use crate::frame::Frame;
 use crate::observe::{Observer, Step};
@@ -12,12 +14,13 @@ use crate::parse::{Fragment, Packet};
 use crate::reply::Trouble;
 use crate::rewrite;
 use crate::route::{self, NextHop};
-use crate::tables::{Place, Tables};
+use crate::tables::{Link, Place, Tables};
 use crate::time::Instant;
 use crate::verdict::Verdict;
+use sluice_contract::overlay::PeerId;
 use sluice_contract::policy::Established;
 use sluice_contract::service::PortId;
-use sluice_contract::{DropReason, LinkId};
+use sluice_contract::{DropReason, Identity, LinkId};
 
 /// The stages behind classification, for one packet.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(super) struct Stages<'s, 'm, O> {
     pub(super) tables: &'s Tables<'m>,
     pub(super) state: &'s mut State<'m>,
     pub(super) now: Instant,
+    /// The node that the packet came from, if it came in a tunnel.
+    pub(super) origin: Option<decap::Origin>,
     pub(super) observer: &'s mut O,
 }
 
@@ -132,18 +137,43 @@ impl<O: Observer> Stages<'_, '_, O> {
             self.observer.note(Step::Rewritten(*outgoing));
             rewrite::rewrite(frame, packet, flow, outgoing)?;
         }
+        self.send_on(frame, packet, hop)
+    }
+
+    /// The packet, as it shall arrive, gets what it needs on its way.
+    #[inline]
+    pub(super) fn send_on(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        hop: &NextHop,
+    ) -> Result<Verdict, Refusal> {
         route::send_on(frame, packet, hop)?;
+        if let Some(exit) = &hop.exit {
+            let link = self.tables.link(frame.ingress);
+            let sender = link.map_or(Identity::WORLD, Link::identity);
+            // Who is the host there is nobody in particular here.
+            let told = if sender.is_pod() {
+                sender
+            } else {
+                Identity::WORLD
+            };
+            encap::send(frame, packet, self.tables.overlay(), exit, hop.source, told)?;
+        }
         Ok(Verdict::Forward(hop.link))
     }
 
     /// The way out of a path.
     #[inline]
     pub(super) fn hop(&mut self, path: Path) -> Result<NextHop, Refusal> {
-        self.observer.note(Step::Route {
-            link: path.link,
-            route: path.route,
-        });
-        Ok(route::hop(self.tables, path)?)
+        self.observer.note(Step::Route(path));
+        let hop = route::hop(self.tables, &self.state.learned, path);
+        hop.map_err(|reason| match reason {
+            DropReason::NoNeighbor => {
+                Refusal::told(reason, Answer::Error(Trouble::HostUnreachable))
+            }
+            _ => reason.into(),
+        })
     }
 
     /// The connection was made under other tables: are its ends still the same, does its backend still serve, does policy still
@@ -183,7 +213,11 @@ impl<O: Observer> Stages<'_, '_, O> {
                 }
             }
         }
-        let back = self.path_back(ingress, client)?;
+        let tunnelled = match memo.path(Direction::Reply).way {
+            Way::Peer(peer) => Some(peer),
+            _ => None,
+        };
+        let back = self.path_back(ingress, client, tunnelled)?;
         memo.paths = [route::path(self.tables, backend)?, back];
         if !O::DRY {
             let mut attached = *attached;
@@ -242,15 +276,21 @@ impl<O: Observer> Stages<'_, '_, O> {
         }
     }
 
-    /// Where answers to `client` leave, whose packets came from `ingress`.
-    pub(super) fn path_back(&self, ingress: LinkId, client: Address) -> Result<Path, Refusal> {
-        if ingress == LinkId::UPLINK {
-            return Ok(route::path(self.tables, client)?);
+    /// Where answers to `client` leave, whose packets came from `ingress`, or from a node whose own address it is: that node's
+    /// business is answered as it was asked.
+    pub(super) fn path_back(
+        &self,
+        ingress: LinkId,
+        client: Address,
+        tunnelled: Option<PeerId>,
+    ) -> Result<Path, Refusal> {
+        if ingress != LinkId::UPLINK {
+            return Ok(Path::to(ingress));
         }
-        Ok(Path {
-            link: ingress,
-            route: None,
-        })
+        match tunnelled.filter(|peer| self.tables.overlay().peer_at(client) == Some(*peer)) {
+            Some(peer) => Ok(Path::to_peer(peer)),
+            None => Ok(route::path(self.tables, client)?),
+        }
     }
 }
 

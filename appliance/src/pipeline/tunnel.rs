@@ -1,0 +1,94 @@
+//! Where the stages meet the tunnel: what comes in it is unwrapped before anything else, answers to it go back in it, and what
+//! routers say about it is noted.
+
+use super::refusal::Refusal;
+use super::transit::Stages;
+use crate::address::Address;
+use crate::classify;
+use crate::decap::{self, Complaint, Origin};
+use crate::encap;
+use crate::frame::Frame;
+use crate::observe::Observer;
+use crate::parse::{self, Packet, Parsed};
+use crate::reply;
+use crate::tables::{Place, Tables};
+use sluice_contract::overlay::PeerId;
+use sluice_contract::{DropReason, Identity, LinkId};
+
+/// Takes the outer headers off a packet of another node; yields what is inside.
+pub(super) fn unwrap(
+    tables: &Tables<'_>,
+    frame: &mut Frame<'_>,
+    outer: &Packet,
+) -> Result<(Parsed, Origin), DropReason> {
+    let uplink = tables.link(LinkId::UPLINK);
+    let uplink = uplink.ok_or(DropReason::UnknownLink)?;
+    let header = reply::ethernet_of(frame).ok_or(DropReason::Malformed)?;
+    classify::link_layer(tables, frame.ingress, uplink, &header)?;
+    let (overlay, own) = (tables.overlay(), uplink.mac());
+    let origin = decap::unwrap(frame, outer, overlay, own)?;
+    let parsed = parse::parse(frame)?;
+    match &parsed {
+        Parsed::Ip(packet) if may_speak(tables, origin.peer, packet.source) => Ok((parsed, origin)),
+        Parsed::Ip(_) => Err(DropReason::TunnelSpoof),
+        Parsed::Arp => Err(DropReason::EtherType),
+    }
+}
+
+/// Whether a node may send what comes from `source`: from a pod there, from itself, or from an address of some node of which
+/// no more is known.
+fn may_speak(tables: &Tables<'_>, peer: PeerId, source: Address) -> bool {
+    let overlay = tables.overlay();
+    overlay.may_speak_for(peer, source)
+        || (tables.place(source) == Place::Peer && overlay.peer_at(source).is_none())
+}
+
+impl<O: Observer> Stages<'_, '_, O> {
+    /// A router on the underlay speaks of a packet to another node: it ends here, and its word is noted.
+    #[cold]
+    pub(super) fn listen_to_router(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+    ) -> Result<(), Refusal> {
+        let overlay = self.tables.overlay();
+        let heard = self
+            .origin
+            .is_none()
+            .then(|| decap::complaint(frame, packet, overlay));
+        let Some(Complaint { peer, mtu }) = heard.flatten() else {
+            return Ok(());
+        };
+        if let Some(row) = overlay.peer(peer)
+            && !O::DRY
+        {
+            let (address, configured) = (row.address, row.mtu);
+            self.state
+                .learned
+                .lower(peer, address, configured, mtu, self.now);
+        }
+        Err(DropReason::PathMtu.into())
+    }
+
+    /// An answer to what came in a tunnel goes back in it.
+    pub(super) fn return_to_sender(&self, frame: &mut Frame<'_>) -> Option<()> {
+        let Some(origin) = self.origin else {
+            return Some(());
+        };
+        let overlay = self.tables.overlay();
+        let uplink = self.tables.link(LinkId::UPLINK)?;
+        let exit = overlay.exit(origin.peer, uplink.mtu, &self.state.learned);
+        let Ok(Parsed::Ip(packet)) = parse::parse(frame) else {
+            return None;
+        };
+        encap::send(
+            frame,
+            &packet,
+            overlay,
+            &exit.ok()?,
+            uplink.mac(),
+            Identity::WORLD,
+        )
+        .ok()
+    }
+}

@@ -1,0 +1,315 @@
+//! Two appliances back to back: what pods of one node say to pods of the other, through all stages of both.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use sluice_appliance::frame::Offload;
+use sluice_appliance::testing::{Bench, Builder, End};
+use sluice_appliance::time::Duration;
+use sluice_appliance::{Capacity, Family, Verdict};
+use sluice_contract::overlay::{
+    NextHopId, NextHopRow, OverlayRow, PeerId, PeerRow, RemoteRow, TunnelProtocol, TunnelRow,
+};
+use sluice_contract::row::LinkRow;
+use sluice_contract::service::{AddressRole, AddressRow, PrefixRow, PrefixUse, ServiceRow};
+use sluice_contract::{DropReason, Identity, LinkId, Mac, Prefix, Row};
+use std::net::IpAddr;
+
+const UPLINK: u16 = 1;
+const HOST: u16 = 2;
+const POD: u16 = 16;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn prefix(text: &str) -> Prefix {
+    let (address, length) = text.split_once('/').unwrap();
+    Prefix::new(ip(address), length.parse().unwrap()).unwrap()
+}
+
+fn nic(node: u8) -> Mac {
+    Mac([2, 0, 0, 0, 1, node])
+}
+
+fn vtep(node: u8) -> Mac {
+    Mac([2, 0, 0, 0, 2, node])
+}
+
+fn host_mac(node: u8) -> Mac {
+    Mac([2, 0, 0, 0, 3, node])
+}
+
+fn link(id: u16, mac: Mac, addresses: &[&str], mtu: u16) -> Row {
+    let id = LinkId::new(id).unwrap();
+    let mut list = heapless::Vec::new();
+    for address in addresses {
+        list.push(ip(address)).unwrap();
+    }
+    Row::Link(LinkRow {
+        id,
+        mac,
+        addresses: list,
+        mtu,
+        identity: Identity(300),
+        incarnation: 1,
+    })
+}
+
+/// A node: pod 10.n.0.5 / fd0n::5 behind link 16, the host at 192.168.0.n / fd99::n, the other node as its peer.
+fn node(n: u8, protocol: TunnelProtocol, underlay: Family) -> Bench {
+    let other = 3 - n;
+    let underlay_of = |node: u8| match underlay {
+        Family::V4 => format!("192.168.0.{node}"),
+        Family::V6 => format!("fd99::{node}"),
+    };
+    let mut bench = Bench::empty(Capacity::default());
+    let role = |address: String, role| {
+        Row::Service(ServiceRow::Address(AddressRow {
+            address: ip(&address),
+            role,
+        }))
+    };
+    let remote = |text: String| {
+        Row::Overlay(OverlayRow::Remote(RemoteRow {
+            prefix: prefix(&text),
+            peer: PeerId(7),
+        }))
+    };
+    let (pod4, pod6) = (format!("10.{n}.0.5"), format!("fd0{n}::5"));
+    let (host4, host6) = (format!("192.168.0.{n}"), format!("fd99::{n}"));
+    let mut rows = vec![
+        link(UPLINK, nic(n), &[], 1500),
+        link(HOST, host_mac(n), &[&host4, &host6], 1500),
+        link(
+            POD,
+            Mac::of_pod(LinkId::new(POD).unwrap()),
+            &[&pod4, &pod6],
+            1500,
+        ),
+    ];
+    rows.extend(["10.0.0.0/8", "fd00::/12"].map(|range| {
+        Row::Service(ServiceRow::Prefix(PrefixRow {
+            prefix: prefix(range),
+            purpose: PrefixUse::Pods,
+        }))
+    }));
+    rows.push(role(format!("192.168.0.{other}"), AddressRole::Peer));
+    rows.push(role(format!("fd99::{other}"), AddressRole::Peer));
+    let tunnel = TunnelRow {
+        protocol,
+        mac: vtep(n),
+        source4: Some([192, 168, 0, n].into()),
+        source6: Some(format!("fd99::{n}").parse().unwrap()),
+        zero_checksum6: true,
+        ..TunnelRow::default()
+    };
+    let hop = NextHopRow {
+        id: NextHopId(0),
+        mac: Some(nic(other)),
+    };
+    rows.push(Row::Overlay(OverlayRow::Tunnel(tunnel)));
+    rows.push(Row::Overlay(OverlayRow::NextHop(hop)));
+    rows.push(peer(&underlay_of(other), other, 1500, false));
+    rows.push(remote(format!("10.{other}.0.0/24")));
+    rows.push(remote(format!("fd0{other}::/64")));
+    bench.commit(&rows);
+    bench
+}
+
+fn peer(address: &str, node: u8, mtu: u16, direct: bool) -> Row {
+    Row::Overlay(OverlayRow::Peer(PeerRow {
+        id: PeerId(7),
+        address: ip(address),
+        mac: vtep(node),
+        next_hop: NextHopId(0),
+        mtu,
+        direct,
+    }))
+}
+
+const PROTOCOLS: [TunnelProtocol; 5] = [
+    TunnelProtocol::Vxlan,
+    TunnelProtocol::VxlanGbp,
+    TunnelProtocol::Geneve,
+    TunnelProtocol::GeneveIp,
+    TunnelProtocol::IpIp,
+];
+
+fn pod(family: Family) -> Builder {
+    match family {
+        Family::V4 => Builder::from(POD, "10.1.0.5", "10.2.0.5"),
+        Family::V6 => Builder::from(POD, "fd01::5", "fd02::5"),
+    }
+}
+
+fn answer(family: Family) -> Builder {
+    match family {
+        Family::V4 => Builder::from(POD, "10.2.0.5", "10.1.0.5"),
+        Family::V6 => Builder::from(POD, "fd02::5", "fd01::5"),
+    }
+}
+
+/// Sends a frame that left one node into the other.
+fn carry(to: &mut Bench, sent: &End) -> End {
+    to.send_with(UPLINK, sent.forwarded(UPLINK), 0, sent.offload)
+}
+
+#[test]
+fn o01_o11_o13_pods_of_two_nodes_talk_in_every_format_and_family() {
+    for protocol in PROTOCOLS {
+        for underlay in [Family::V4, Family::V6] {
+            for family in [Family::V4, Family::V6] {
+                let (mut a, mut b) = (node(1, protocol, underlay), node(2, protocol, underlay));
+                let sent = a.send(POD, &pod(family).tcp(4000, 80, 2).build());
+                let arrived = carry(&mut b, &sent);
+                let bytes = arrived.forwarded(POD);
+                assert_eq!(bytes[..6], Mac::of_pod(LinkId::new(POD).unwrap()).0);
+                let hops = if family == Family::V4 { 22 } else { 21 };
+                assert_eq!(bytes[hops], 62, "a hop at each node");
+                let sent = b.send(
+                    POD,
+                    &answer(family).tcp(80, 4000, 0x12).numbers(1, 1001).build(),
+                );
+                carry(&mut a, &sent).forwarded(POD);
+                // The tunnel is no way in for what does not lie behind the node.
+                let stranger = pod(family).tcp(4000, 80, 2).build();
+                let mut outer = a.send(POD, &stranger);
+                assert!(matches!(outer.verdict, Verdict::Forward(_)));
+                let at =
+                    outer.bytes.len() - stranger.len() + if family == Family::V4 { 27 } else { 22 };
+                outer.bytes[at] ^= 0x70;
+                if family == Family::V6 {
+                    assert_eq!(carry(&mut b, &outer).dropped(), DropReason::TunnelSpoof);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn w06_the_host_reaches_remote_pods_and_is_answered_the_way_it_asked() {
+    let vxlan = TunnelProtocol::Vxlan;
+    let (mut a, mut b) = (node(1, vxlan, Family::V4), node(2, vxlan, Family::V4));
+    let host = Builder::from(HOST, "192.168.0.1", "10.2.0.5").macs(host_mac(1), Mac::GATEWAY);
+    let sent = a.send(HOST, &host.udp(5000, 53).build());
+    carry(&mut b, &sent).forwarded(POD);
+    let back = Builder::from(POD, "10.2.0.5", "192.168.0.1").udp(53, 5000);
+    let sent = b.send(POD, &back.build());
+    assert_eq!(sent.forwarded(UPLINK)[36..38], 8472u16.to_be_bytes());
+    let arrived = carry(&mut a, &sent);
+    assert_eq!(arrived.forwarded(HOST)[..6], host_mac(1).0);
+}
+
+#[test]
+fn o06_bare_packets_that_should_have_come_in_a_tunnel_are_spoofed() {
+    let vxlan = TunnelProtocol::Vxlan;
+    let mut b = node(2, vxlan, Family::V4);
+    let bare = pod(Family::V4).macs(nic(1), nic(2)).udp(1, 2).build();
+    assert_eq!(b.send(UPLINK, &bare).dropped(), DropReason::Spoof);
+    b.commit(&[peer("192.168.0.1", 1, 1500, true)]);
+    b.send(UPLINK, &bare).forwarded(POD);
+}
+
+#[test]
+fn o10_direct_peers_talk_without_a_tunnel_and_switching_over_cuts_no_connection() {
+    let vxlan = TunnelProtocol::Vxlan;
+    let (mut a, mut b) = (node(1, vxlan, Family::V4), node(2, vxlan, Family::V4));
+    let talk = |a: &mut Bench, b: &mut Bench, length| {
+        let sent = a.send(POD, &pod(Family::V4).udp(1, 2).build());
+        assert_eq!(sent.forwarded(UPLINK).len(), length);
+        carry(b, &sent).forwarded(POD);
+        let sent = b.send(POD, &answer(Family::V4).udp(2, 1).build());
+        carry(a, &sent).forwarded(POD);
+    };
+    talk(&mut a, &mut b, 92);
+    a.commit(&[peer("192.168.0.2", 2, 1500, true)]);
+    talk(&mut a, &mut b, 42);
+    b.commit(&[peer("192.168.0.1", 1, 1500, true)]);
+    talk(&mut a, &mut b, 42);
+    a.commit(&[peer("192.168.0.2", 2, 1500, false)]);
+    talk(&mut a, &mut b, 92);
+}
+
+#[test]
+fn m05_a_packet_too_large_for_the_tunnel_is_answered_with_what_fits() {
+    for (protocol, underlay, fits) in [
+        (TunnelProtocol::Vxlan, Family::V4, 1450u16),
+        (TunnelProtocol::Geneve, Family::V6, 1422),
+        (TunnelProtocol::IpIp, Family::V4, 1480),
+    ] {
+        for family in [Family::V4, Family::V6] {
+            let mut a = node(1, protocol, underlay);
+            let header = if family == Family::V4 { 28 } else { 48 };
+            let sized = |size: u16| {
+                pod(family)
+                    .payload(&vec![1; usize::from(size) - header])
+                    .build()
+            };
+            a.send(POD, &sized(fits)).forwarded(UPLINK);
+            let answer = a.send(POD, &sized(fits + 1));
+            let told = answer.replied();
+            let at = if family == Family::V4 { 40 } else { 60 };
+            assert_eq!(told[at..at + 2], fits.to_be_bytes());
+        }
+    }
+}
+
+#[test]
+fn m07_a_router_on_the_underlay_lowers_what_pods_are_told_for_ten_minutes() {
+    let vxlan = TunnelProtocol::Vxlan;
+    let mut a = node(1, vxlan, Family::V4);
+    let large = pod(Family::V4).payload(&[1; 1300]).build();
+    let sent = a.send(POD, &large);
+    let outer = sent.forwarded(UPLINK).to_vec();
+    let complaint = Builder::from(UPLINK, "192.168.7.1", "192.168.0.1")
+        .macs(nic(9), nic(1))
+        .icmp(3, 4, 1300)
+        .payload(&outer[14..42])
+        .build();
+    assert_eq!(a.send(UPLINK, &complaint).dropped(), DropReason::PathMtu);
+    let told = a.send(POD, &large);
+    assert_eq!(told.replied()[40..42], 1250u16.to_be_bytes());
+    a.wait(Duration::from_secs(601));
+    a.send(POD, &large).forwarded(UPLINK);
+    // About a packet that we never sent: nothing changes.
+    let mut quote = outer[14..42].to_vec();
+    quote[19] ^= 1;
+    let blind = Builder::from(UPLINK, "192.168.7.1", "192.168.0.1")
+        .macs(nic(9), nic(1))
+        .icmp(3, 4, 1300)
+        .payload(&quote)
+        .build();
+    assert_eq!(a.send(UPLINK, &blind).dropped(), DropReason::IcmpUnrelated);
+    a.send(POD, &large).forwarded(UPLINK);
+}
+
+#[test]
+fn o17_a_dead_next_hop_is_told_to_the_pod() {
+    let mut a = node(1, TunnelProtocol::Vxlan, Family::V4);
+    let hop = NextHopRow {
+        id: NextHopId(0),
+        mac: None,
+    };
+    a.commit(&[Row::Overlay(OverlayRow::NextHop(hop))]);
+    let told = a.send(POD, &pod(Family::V4).udp(1, 2).build());
+    assert_eq!(told.replied()[34..36], [3, 1], "host unreachable");
+}
+
+#[test]
+fn errors_about_what_came_in_a_tunnel_go_back_in_it() {
+    let vxlan = TunnelProtocol::Vxlan;
+    for family in [Family::V4, Family::V6] {
+        let (mut a, mut b) = (node(1, vxlan, Family::V4), node(2, vxlan, Family::V4));
+        let sent = a.send(POD, &pod(family).udp(1, 2).hops(2).build());
+        let expired = carry(&mut b, &sent);
+        let error = expired.replied().to_vec();
+        assert_eq!(error[36..38], 8472u16.to_be_bytes());
+        assert_eq!(error[..12], [nic(1).0, nic(2).0].concat());
+        let arrived = a.send_with(UPLINK, &error, 0, Offload::default());
+        let kind = if family == Family::V4 {
+            (34, 11)
+        } else {
+            (54, 3)
+        };
+        assert_eq!(arrived.forwarded(POD)[kind.0], kind.1);
+    }
+}
