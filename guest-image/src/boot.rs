@@ -90,10 +90,15 @@ impl Options {
     }
 }
 
-/// `512@0xADDRESS:IRQ`; the interrupt line does not matter to a machine that polls.
+/// `512@0xADDRESS:IRQ`, or `4K@…` as some VMMs write it; the interrupt line does not matter to a
+/// machine that polls.
 fn transport(value: &str) -> Option<u64> {
     let (size, rest) = value.split_once('@')?;
-    if number(size)? < TRANSPORT_SIZE {
+    let size = match size.strip_suffix('K') {
+        Some(kilobytes) => number(kilobytes)?.checked_mul(1024)?,
+        None => number(size)?,
+    };
+    if size < TRANSPORT_SIZE {
         return None;
     }
     number(rest.split(':').next()?)
@@ -122,6 +127,8 @@ mod tests {
         );
         assert_eq!(options.transports(), [0xfeb0_0e00, 0xfeb0_0c00]);
         assert!(options.selftest && options.park.is_none() && options.unknown == 0);
+        let options = parse("virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(options.transports(), [0xd000_0000]);
         let options = parse("sluice.park=0xd0001000 sluice.tsc_khz=2400000");
         assert_eq!(
             (options.park, options.tsc_khz),
@@ -135,6 +142,7 @@ mod tests {
         for line in [
             "virtio_mmio.device=512@0x200000:5",
             "virtio_mmio.device=4@0xfeb00000:5",
+            "virtio_mmio.device=99999999999999999K@0xfeb00000:5",
             "virtio_mmio.device=512@0xfeb00001:5",
             "sluice.park=0x1000",
             "sluice.park=0xfe000010",
