@@ -39,6 +39,8 @@ pub struct Plan {
     pub wiring: Wiring,
     /// MiB of guest memory.
     pub memory: u32,
+    /// Subnets for pods that a runtime adds through the CNI plugin.
+    pub pod_cidrs: Vec<String>,
 }
 
 impl Default for Plan {
@@ -48,6 +50,7 @@ impl Default for Plan {
             pods: 2,
             wiring: Wiring::Veth,
             memory: 64,
+            pod_cidrs: Vec::new(),
         }
     }
 }
@@ -146,6 +149,7 @@ impl Lab {
             "isolation": plan.isolation,
             "memory_mib": plan.memory,
             "pods": pods,
+            "cni": {"pod_cidrs": plan.pod_cidrs, "state_dir": self.directory.join("state")},
         })
     }
 
@@ -168,6 +172,22 @@ impl Lab {
     /// # Errors
     /// With the end of its log if it does not become healthy in time.
     pub fn start_node(&mut self) -> Result<()> {
+        self.spawn_node()?;
+        self.healthy(Duration::from_secs(60))
+    }
+
+    /// Starts the node daemon and waits until it answers, healthy or not.
+    ///
+    /// # Errors
+    /// If it does not in time.
+    pub fn start_node_only(&mut self) -> Result<()> {
+        self.spawn_node()?;
+        command::until("an answer of the node", Duration::from_secs(20), || {
+            self.status().map(drop)
+        })
+    }
+
+    fn spawn_node(&mut self) -> Result<()> {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -178,7 +198,7 @@ impl Lab {
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log));
         self.node = Some(Running::start("sluice-node", &mut command)?);
-        self.healthy(Duration::from_secs(60))
+        Ok(())
     }
 
     /// Waits until the node says that it is healthy.

@@ -6,6 +6,7 @@
 //! * [`need`]: what a test needs of the machine; absent needs are a skip that the summary shows.
 //! * [`netns`], [`command`]: namespaces and child processes that end with their owner.
 //! * [`lab`]: a node with pods; [`claims`]: what it must show.
+//! * [`cni`]: a node that a runtime adds pods to, called as a runtime calls it.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
 //! * [`qemu`]: the image alone under QEMU.
 //! * [`bridge`], [`bench`], [`cpu`]: the same pods over the kernel, and what both cost.
@@ -14,6 +15,7 @@
 pub mod bench;
 pub mod bridge;
 pub mod claims;
+pub mod cni;
 pub mod command;
 pub mod cpu;
 pub mod lab;
