@@ -9,7 +9,7 @@ use sluice_contract::policy::{
 };
 
 /// Two words an entry, after views and id.
-const SPAN_SLOT: usize = 2 + 2 * SPAN_ENTRIES;
+pub(super) const SPAN_SLOT: usize = 2 + 2 * SPAN_ENTRIES;
 /// The kind of entries that a span does not use.
 const UNUSED: u64 = 0xff;
 

@@ -11,21 +11,19 @@
 //! of at most sixteen comparisons each; for a pod whose policies name pods and ports: five.
 
 mod lookup;
+mod rows;
 mod table;
 
 use crate::arena::{Arena, OutOfMemory};
 use core::net::IpAddr;
-use lookup::{Found, Spans};
+use lookup::{Found, SPAN_SLOT, Spans};
+use rows::{LAYER_WORDS, RULESET_SLOT, address_words, pack_ruleset, unpack_layer};
 use sluice_contract::policy::{
-    Action, BindingRow, Direction, Established, LAYERS, Layer, LayerId, PolicyKey, PolicyRow,
-    RuleId, RulesetId, RulesetRow, SettingsRow, SpanId, port_key,
+    Action, BindingRow, Direction, Established, Layer, PolicyKey, PolicyRow, RuleId, RulesetId,
+    SettingsRow, SpanId, port_key,
 };
 use sluice_contract::{Identity, LinkId, Protocol};
 use table::{Full, Table};
-
-/// Words of a layer in its ruleset's slot: id, pods, others, v4, v6, and flags with the rule of the miss.
-const LAYER_WORDS: usize = 6;
-const RULESET_SLOT: usize = 2 + LAYERS * LAYER_WORDS;
 
 /// How many rows of each kind there is room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +57,17 @@ impl Limits {
         classes: 32_000,
         spans: 4_000,
     };
+}
+
+impl Limits {
+    /// Bytes that tables of these limits take from an arena, at most.
+    pub const fn bytes(&self) -> usize {
+        table::bytes(self.identities, 4)
+            + table::bytes(self.bindings, 3)
+            + table::bytes(self.rulesets, RULESET_SLOT)
+            + table::bytes(self.classes, 3)
+            + table::bytes(self.spans, SPAN_SLOT)
+    }
 }
 
 /// What is asked.
@@ -397,52 +406,4 @@ const fn accept(rule: RuleId) -> Decision {
 
 fn full(capacity: usize) -> Refusal {
     Refusal::Full(u32::try_from(capacity).unwrap_or(u32::MAX))
-}
-
-fn address_words(address: IpAddr) -> [u64; 2] {
-    let bits = match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    [(bits >> 64) as u64, bits as u64]
-}
-
-fn pack_ruleset(row: &RulesetRow) -> [u64; RULESET_SLOT - 2] {
-    let mut words = [0; RULESET_SLOT - 2];
-    for (slot, layer) in words.chunks_exact_mut(LAYER_WORDS).zip(&row.layers) {
-        let flags = (1 + layer.miss as u64) | (u64::from(layer.classes) << 2);
-        let packed = [
-            layer.id.0,
-            layer.pods.0,
-            layer.others.0,
-            layer.v4.0,
-            layer.v6.0,
-            u64::from(layer.miss_rule.0) << 32 | flags,
-        ];
-        slot.copy_from_slice(&packed);
-    }
-    words
-}
-
-/// `None` behind the last layer.
-fn unpack_layer(words: &[u64]) -> Option<Layer> {
-    let [id, pods, others, v4, v6, last] = *words else {
-        return None;
-    };
-    let miss = match last & 0b11 {
-        1 => Action::Accept,
-        2 => Action::Deny,
-        3 => Action::Pass,
-        _ => return None,
-    };
-    Some(Layer {
-        id: LayerId(id),
-        classes: last & 0b100 != 0,
-        pods: SpanId(pods),
-        others: SpanId(others),
-        v4: SpanId(v4),
-        v6: SpanId(v6),
-        miss,
-        miss_rule: RuleId((last >> 32) as u32),
-    })
 }

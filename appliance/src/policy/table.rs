@@ -55,11 +55,7 @@ enum Task {
 impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
     /// A table that holds `rows` rows.
     pub(super) fn new(arena: &mut Arena<'m>, rows: usize) -> Result<Self, OutOfMemory> {
-        let slots = rows
-            .saturating_mul(2)
-            .max(2 * BUCKET)
-            .checked_next_power_of_two()
-            .unwrap_or(usize::MAX);
+        let slots = slots_for(rows);
         Ok(Self {
             slots: arena.slice(slots)?,
             live: 0b01,
@@ -328,6 +324,27 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
             self.journaled = self.journal.len() + 1;
         }
     }
+}
+
+/// Slots for so many rows: twice as many, a power of two.
+const fn slots_for(rows: usize) -> usize {
+    let wanted = rows.saturating_mul(2);
+    let wanted = if wanted < 2 * BUCKET {
+        2 * BUCKET
+    } else {
+        wanted
+    };
+    match wanted.checked_next_power_of_two() {
+        Some(slots) => slots,
+        None => usize::MAX,
+    }
+}
+
+/// Bytes that a table takes from an arena, at most.
+pub(super) const fn bytes(rows: usize, slot_words: usize) -> usize {
+    let slots = slots_for(rows);
+    let journal = if slots < JOURNAL { slots } else { JOURNAL };
+    slots.saturating_mul(8 * slot_words) + 4 * journal + 128
 }
 
 /// The index of a view by its bit.

@@ -35,6 +35,16 @@ impl Step {
     }
 }
 
+/// Rows of policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub identities: usize,
+    pub bindings: usize,
+    pub rulesets: usize,
+    pub classes: usize,
+    pub spans: usize,
+}
+
 /// All rows of policy and Services.
 #[derive(Debug, Default)]
 pub struct Tables {
@@ -222,6 +232,17 @@ impl Tables {
                     .map(|_| Key::Policy(PolicyKey::Settings)),
             );
         keys.filter_map(|key| self.row(&key))
+    }
+
+    /// How many rows of policy there are, by kind.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            identities: self.identities.len(),
+            bindings: self.bindings.len(),
+            rulesets: self.rulesets.len(),
+            classes: self.classes.len(),
+            spans: self.spans.iter().count(),
+        }
     }
 
     /// How many rows there are.

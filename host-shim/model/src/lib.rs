@@ -8,11 +8,17 @@
 //!
 //! * [`document`]: YAML and JSON with line numbers. [`finding`]: what is wrong, and where.
 //! * [`object`]: the objects as far as the network needs them. [`validate`]: the only way to make one.
+//! * [`source`]: where objects come from. [`store`]: the cluster as it is known now.
+//! * [`compile`]: the store as tables. [`diff`]: those tables, and what has to be said to get there.
+//! * [`explain`], [`trace`]: which rules hold for whom, and which one decides.
+
 pub mod compile;
 pub mod diff;
 pub mod document;
+pub mod explain;
 pub mod finding;
 pub mod object;
 pub mod source;
 pub mod store;
+pub mod trace;
 pub mod validate;

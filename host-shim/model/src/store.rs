@@ -119,6 +119,18 @@ impl Store {
         std::mem::take(&mut self.changes)
     }
 
+    /// Changes as if everything were new.
+    pub(crate) fn everything(&self) -> Changes {
+        Changes {
+            namespaces: self.namespaces.keys().cloned().collect(),
+            nodes: self.nodes.keys().cloned().collect(),
+            pods: self.pods.keys().cloned().collect(),
+            services: self.services.keys().cloned().collect(),
+            network_policies: self.network_policies.keys().cloned().collect(),
+            cluster_policies: self.cluster_policies.keys().cloned().collect(),
+        }
+    }
+
     /// How many objects of a kind there are.
     pub fn count(&self, kind: Kind) -> usize {
         match kind {

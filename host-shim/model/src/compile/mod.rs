@@ -8,7 +8,7 @@ mod maglev;
 mod paint;
 mod policy;
 mod route;
-mod rules;
+pub(crate) mod rules;
 mod ruleset;
 mod selector;
 mod service;
@@ -28,7 +28,7 @@ use crate::store::{Event, Store};
 
 pub use identity::{Displaced, Group, Identities};
 pub use route::Peer;
-pub use rules::{RuleName, RuleNames};
+pub use rules::{RuleName, RuleNames, TierName};
 
 /// What the node is told to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +82,35 @@ pub struct Attached {
     pub addresses: Vec<IpAddr>,
 }
 
+/// Policy of a store as it would be with just these links, beside whatever is in force.
+#[derive(Debug)]
+pub(crate) struct Rehearsal {
+    pub(crate) tables: Tables,
+    engine: policy::Engine,
+}
+
+impl Rehearsal {
+    pub(crate) fn new(store: &Store, config: &Config, links: &BTreeMap<LinkId, Attached>) -> Self {
+        let mut tables = Tables::default();
+        tables.set_settings(settings(config));
+        let mut engine = policy::Engine::default();
+        engine.update(store, links, &store.everything(), &[], &mut tables);
+        Self { tables, engine }
+    }
+
+    pub(crate) fn names(&self) -> &RuleNames {
+        self.engine.names()
+    }
+}
+
+fn settings(config: &Config) -> SettingsRow {
+    SettingsRow {
+        unbound: Action::Deny,
+        host_reaches_pods: config.host_reaches_pods,
+        established: config.established,
+    }
+}
+
 /// The model of the cluster: objects in, rows out.
 #[derive(Debug)]
 pub struct Model {
@@ -99,11 +128,7 @@ impl Model {
     /// `displaced`: what [`Identities::displaced`] said before the daemon ended.
     pub fn new(config: &Config, displaced: impl IntoIterator<Item = Displaced>) -> Self {
         let mut tables = Tables::default();
-        tables.set_settings(SettingsRow {
-            unbound: Action::Deny,
-            host_reaches_pods: config.host_reaches_pods,
-            established: config.established,
-        });
+        tables.set_settings(settings(config));
         let rows = (config.nat.clone().map(ServiceRow::Nat).into_iter())
             .chain(config.connections.map(ServiceRow::Connections))
             .chain(config.prefixes.iter().copied().map(ServiceRow::Prefix));

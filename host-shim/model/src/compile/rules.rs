@@ -50,9 +50,18 @@ pub(crate) enum PortMatch {
 /// Rules that are asked one after the other, and what holds if none matches.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TierRules {
+    pub(crate) name: TierName,
     pub(crate) rules: Vec<Rule>,
     pub(crate) miss: Action,
     pub(crate) miss_rule: Option<RuleName>,
+}
+
+/// Which tier a rule is of, in the order in which they are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum TierName {
+    Admin,
+    NetworkPolicy,
+    Baseline,
 }
 
 /// A rule, as people find it again.
@@ -180,6 +189,10 @@ impl Applied {
                 .filter(move |it| it.tier == tier)
                 .flat_map(|it| self.cluster_tier(it, store));
             TierRules {
+                name: match tier {
+                    Tier::Admin => TierName::Admin,
+                    Tier::Baseline => TierName::Baseline,
+                },
                 rules: rules.collect(),
                 miss: Action::Pass,
                 miss_rule: None,
@@ -192,6 +205,7 @@ impl Applied {
                 .iter()
                 .filter_map(|it| store.network_policies.get(it));
             tiers.push(TierRules {
+                name: TierName::NetworkPolicy,
                 rules: policies.flat_map(|it| self.network_tier(it)).collect(),
                 miss: Action::Deny,
                 miss_rule: Some(RuleName {

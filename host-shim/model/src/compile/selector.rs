@@ -4,6 +4,7 @@
 //! thousands of selectors cost a new identity no more than those that are about pods like it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use sluice_contract::Identity;
@@ -64,6 +65,16 @@ impl Wanted {
                 (None, None) => vec![Anchor::Any],
             },
             Self::Port(name) => vec![Anchor::Port(name.clone())],
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(namespace, pods) => write!(f, "pods {pods} in {namespace}"),
+            Self::Across(namespaces, pods) => write!(f, "pods {pods} in namespaces {namespaces}"),
+            Self::Port(name) => write!(f, "pods with a port {name}"),
         }
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod ground;
+mod packets;
 mod random;
 mod reference;
 mod replay;

@@ -7,6 +7,7 @@ use crate::ground::{
     PROTOCOLS, cluster_policy, differences, guest_allows, host_reaches, model, policy, with_guest,
     world,
 };
+use crate::packets::Node;
 use crate::reference::{Connection, End, World};
 
 /// One question: `x/a` to `y/b`, port, protocol.
@@ -30,6 +31,7 @@ fn check_world(world: &World, expected: impl Fn(&Cell<'_>) -> bool) {
             it.manifest["metadata"]["name"].as_str().unwrap()
         )
     };
+    let mut node = Node::new(world, &mut model);
     with_guest(&mut model, |guest| {
         for from in &world.pods {
             for to in world.pods.iter().filter(|to| to.ip != from.ip) {
@@ -58,6 +60,8 @@ fn check_world(world: &World, expected: impl Fn(&Cell<'_>) -> bool) {
                             wanted,
                             "tables: {said}"
                         );
+                        let arrives = node.allows(from.ip, to.ip, number, port);
+                        assert_eq!(arrives, wanted, "packets: {said}");
                     }
                 }
             }
@@ -726,6 +730,6 @@ fn netpol_149_n10_pods_on_the_nodes_network_are_neither_subjects_nor_peers() {
     model.apply(sluice_model::store::Event::Put(admission.object.unwrap()));
     model.compile();
     with_guest(&mut model, |guest| {
-        assert_eq!(differences(&world, guest, &[80]), [""; 0])
+        assert_eq!(differences(&world, guest, &[80]), [""; 0]);
     });
 }
