@@ -1,5 +1,7 @@
 //! What a runtime may ask for per pod: `runtimeConfig`, and the same things said in other places.
 //!
+//! Keys of `runtimeConfig` are read whatever their case, as the reference library does: containerd sends `HostPort`.
+//!
 //! A capability counts only if it is declared. A runtime that follows the specification has dropped the declaration and
 //! sends only what was declared; one that left `capabilities` in place is held to it.
 
@@ -79,17 +81,21 @@ pub struct Capabilities {
 /// # Errors
 /// Code 7 naming the value that cannot be, code 6 for one of the wrong kind.
 pub fn read(config: &Value) -> Result<Capabilities, CniError> {
+    let runtime = config
+        .get("runtimeConfig")
+        .map(in_lower_case)
+        .unwrap_or_default();
     let supplied = |name: &str| -> Option<&Value> {
         let declared = match config.get("capabilities") {
             None | Some(Value::Null) => true,
             Some(declared) => declared.get(name).and_then(Value::as_bool).unwrap_or(false),
         };
-        let value = config.get("runtimeConfig")?.get(name)?;
+        let value = runtime.get(name.to_ascii_lowercase())?;
         (declared && !value.is_null()).then_some(value)
     };
     let bandwidth = match supplied("bandwidth") {
         Some(value) => bandwidth(value)?,
-        None => bandwidth(config)?,
+        None => bandwidth(&in_lower_case(config))?,
     };
     Ok(Capabilities {
         port_mappings: supplied("portMappings").map_or_else(|| Ok(Vec::new()), port_mappings)?,
@@ -100,6 +106,18 @@ pub fn read(config: &Value) -> Result<Capabilities, CniError> {
         aliases: supplied("aliases").map_or_else(|| Ok(Vec::new()), aliases)?,
         ip_ranges: supplied("ipRanges").cloned(),
     })
+}
+
+/// The same with all keys in lower case.
+fn in_lower_case(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => object
+            .iter()
+            .map(|(key, value)| (key.to_ascii_lowercase(), in_lower_case(value)))
+            .collect(),
+        Value::Array(list) => list.iter().map(in_lower_case).collect(),
+        other => other.clone(),
+    }
 }
 
 fn decode<T: for<'a> Deserialize<'a>>(name: &str, value: &Value) -> Result<T, CniError> {
@@ -113,13 +131,14 @@ fn fault(msg: impl Into<String>) -> CniError {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct RawMapping {
+    #[serde(rename = "hostport")]
     host_port: i64,
+    #[serde(rename = "containerport")]
     container_port: i64,
     #[serde(default)]
     protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostip")]
     host_ip: String,
 }
 
@@ -171,15 +190,14 @@ fn port_mapping(raw: &RawMapping) -> Result<PortMapping, CniError> {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct RawBandwidth {
-    #[serde(default)]
+    #[serde(default, rename = "ingressrate")]
     ingress_rate: u64,
-    #[serde(default)]
+    #[serde(default, rename = "ingressburst")]
     ingress_burst: u64,
-    #[serde(default)]
+    #[serde(default, rename = "egressrate")]
     egress_rate: u64,
-    #[serde(default)]
+    #[serde(default, rename = "egressburst")]
     egress_burst: u64,
 }
 
@@ -324,6 +342,39 @@ mod tests {
         let read = read(&config).unwrap();
         assert_eq!(read.port_mappings.len(), 1);
         assert_eq!((read.mac, read.ips.len()), (None, 0));
+    }
+
+    #[test]
+    fn c12_containerds_spelling_is_understood() {
+        let config = json!({"runtimeConfig": {
+            "portMappings": [
+                {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""},
+            ],
+            "bandwidth": {"IngressRate": 1, "IngressBurst": 2, "EgressRate": 3, "EgressBurst": 4},
+            "dns": {"Servers": ["10.0.0.1"], "Searches": ["svc"], "Options": ["ndots:5"]},
+            "ipRanges": [[{"Subnet": "10.0.0.0/24", "RangeStart": "10.0.0.9"}]],
+        }});
+        let read = read(&config).unwrap();
+        assert_eq!(
+            (
+                read.port_mappings[0].host_port,
+                read.port_mappings[0].host_ip
+            ),
+            (8080, None)
+        );
+        assert_eq!(
+            read.bandwidth.egress,
+            Some(Rate {
+                bits_per_second: 3,
+                burst_bits: 4
+            })
+        );
+        let dns = read.dns.unwrap();
+        assert_eq!(
+            (dns.nameservers, dns.search),
+            (vec!["10.0.0.1".into()], vec!["svc".into()])
+        );
+        assert_eq!(read.ip_ranges.unwrap()[0][0]["rangestart"], "10.0.0.9");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Unknown keys are somebody else's (the delegate's, a later version's) and stay in [`Config::raw`] untouched.
 
 use crate::capability::{self, Capabilities};
-use crate::env::is_identifier;
+use crate::env::{Verb, is_identifier};
 use crate::error::{CniError, Code};
 use crate::result::{CniResult, Dns};
 use crate::version::Version;
@@ -98,13 +98,29 @@ impl Config {
     /// Code 6 for what is no configuration, 1 for a foreign version, 7 for one that cannot be, 2 for a field whose value
     /// is not supported.
     pub fn parse(input: &[u8]) -> Result<Self, CniError> {
-        let raw: Value = serde_json::from_slice(input).map_err(|error| {
-            CniError::new(Code::Decode, "the configuration is not JSON").details(&error)
-        })?;
-        Self::from_value(raw)
+        Self::from_value(json(input)?)
     }
 
-    /// The same for a value that is JSON already.
+    /// The same for `verb`: a DEL goes on with whatever can be read.
+    ///
+    /// # Errors
+    /// As [`Config::parse`]; for DEL only if it is no JSON, has no name, or a foreign version.
+    pub fn for_verb(verb: Verb, raw: Value) -> Result<Self, CniError> {
+        match Self::from_value(raw.clone()) {
+            Err(error) if verb == Verb::Del => {
+                let kept = ["cniVersion", "name", "type", "runDir", "stateDir", "ipam"];
+                let mut less = raw;
+                if let Some(object) = less.as_object_mut() {
+                    object.retain(|key, _| kept.contains(&key.as_str()));
+                }
+                // What is wrong with what is left is wrong indeed; else the first fault is no concern of DEL.
+                Self::from_value(less).map_err(|_| error)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The same as [`Config::parse`] for a value that is JSON already.
     ///
     /// # Errors
     /// As [`Config::parse`].
@@ -192,6 +208,15 @@ impl Config {
             .as_str()
             .filter(|t| !t.is_empty() && *t != "sluice")
     }
+}
+
+/// The JSON of `input`.
+///
+/// # Errors
+/// Code 6 if it is none.
+pub fn json(input: &[u8]) -> Result<Value, CniError> {
+    serde_json::from_slice(input)
+        .map_err(|e| CniError::new(Code::Decode, "the configuration is not JSON").details(&e))
 }
 
 fn wiring(word: &str) -> Result<Wiring, CniError> {

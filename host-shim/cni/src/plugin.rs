@@ -62,7 +62,7 @@ fn call<R: Read + AsFd>(
     if let Some(asked) = config::version_of(&input) {
         *version = asked;
     }
-    let config = Config::parse(&input)?;
+    let config = Config::for_verb(env.verb, config::json(&input)?)?;
     check(&env, &config)?;
     let env = check_netns(env)?;
     ask(&env, &config, started)

@@ -40,9 +40,9 @@ pub struct Range {
 #[serde(rename_all = "camelCase")]
 pub struct RangeConfig {
     pub subnet: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, alias = "rangestart", skip_serializing_if = "Option::is_none")]
     pub range_start: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, alias = "rangeend", skip_serializing_if = "Option::is_none")]
     pub range_end: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,

@@ -50,7 +50,7 @@ impl<N: Node> Verbs<N> {
     /// Undoes an attachment: the link first, because an address is free only when nobody uses it.
     pub(super) fn remove(&self, record: &Record) -> Result<(), CniError> {
         self.node.detach(&record.name, &record.link)?;
-        let config = Config::from_value(record.config.clone())?;
+        let config = Config::for_verb(Verb::Del, record.config.clone())?;
         let is_foreign = record.link.adopt.is_some() && config.ipam.is_none();
         if !is_foreign {
             let env = Environment {

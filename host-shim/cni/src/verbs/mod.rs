@@ -170,7 +170,7 @@ impl<N: Node> Verbs<N> {
             ));
         }
         env.check()?;
-        let config = Config::from_value(config)?;
+        let config = Config::for_verb(env.verb, config)?;
         plugin::check(env, &config)?;
         Ok(config)
     }
@@ -196,7 +196,7 @@ impl<N: Node> Verbs<N> {
             Err(error) => return log(&format!("the kept DELs cannot be read: {error}")),
         };
         for kept in kept {
-            let done = Config::from_value(kept.request.config.clone())
+            let done = Config::for_verb(Verb::Del, kept.request.config.clone())
                 .and_then(|config| self.del(&kept.request.env, &config));
             if let Err(error) = done {
                 log(&format!("a kept DEL cannot be carried out: {error}"));
@@ -212,7 +212,7 @@ impl<N: Node> Verbs<N> {
             .of(&key.network, &key.container_id, &key.ifname)
             .map_err(read)?;
         let Some(kept) = kept else { return Ok(()) };
-        let config = Config::from_value(kept.request.config.clone())?;
+        let config = Config::for_verb(Verb::Del, kept.request.config.clone())?;
         self.del_held(&kept.request.env, &config, key)?;
         self.deferred
             .forget(&kept)

@@ -64,6 +64,11 @@ fn cni53_del_works_with_a_changed_or_minimal_configuration() {
     });
     f.call("DEL", "a", &minimal).silent();
     f.assert_empty();
+    // Nor do faults that came with the change matter to it.
+    f.add("a").result();
+    let faulty = json!({"mtu": "big", "wiring": "x", "runtimeConfig": {"portMappings": 5}});
+    f.call("DEL", "a", &f.config("1.1.0", faulty)).silent();
+    f.assert_empty();
 }
 
 fn dual(f: &Fixture, version: &str) -> Value {
