@@ -80,6 +80,13 @@ impl<'a> Podman<'a> {
     fn container(&self, name: &str, more: &[&str]) -> Result<()> {
         let mut words = vec!["run", "--detach", "--name", name, "--network", "sluice"];
         words.extend(["--log-driver", "none", "--pull", "never"]);
+        // Its defaults are more than a machine without CAP_SYS_RESOURCE allows.
+        words.extend([
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=1024:1024",
+        ]);
         words.extend(more);
         words.push(image::NAME);
         self.run(&words).map(drop)
