@@ -64,6 +64,35 @@ impl Conntrack<'_> {
         self.conclude(slot, state, next, &tracking, tick)
     }
 
+    /// What [`Self::track`] would say, and nothing changes: for a packet that only might come.
+    ///
+    /// # Errors
+    /// [`Invalid`], as there.
+    pub fn judge(&self, hit: Hit, signal: &Signal) -> Result<Track, Invalid> {
+        let slot = hit.id.0;
+        if !self.region.is_connection(slot) {
+            return Err(Invalid::Gone);
+        }
+        let (row, detail) = (
+            &self.region.rows[slot as usize],
+            &self.region.details[slot as usize],
+        );
+        let state = State::from_raw(row.state).unwrap_or(hit.state);
+        let next = match (signal, row.protocol) {
+            (Signal::Tcp(segment), protocol::TCP) => {
+                detail.tcp(state).advance(state, hit.direction, segment)
+            }
+            (Signal::Sctp(chunks), protocol::SCTP) => {
+                detail.tags(state).advance(state, hit.direction, chunks)
+            }
+            _ => datagram(state, hit.direction, signal),
+        };
+        next.map(|next| match next {
+            Next::To(_) | Next::Aside => Track::Belongs,
+            Next::Reopen => Track::Anew,
+        })
+    }
+
     /// What follows if more than the rows is concerned.
     #[inline(never)]
     fn conclude(

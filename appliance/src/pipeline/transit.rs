@@ -113,7 +113,7 @@ impl<O: Observer> Stages<'_, '_, O> {
     #[inline]
     fn track(&mut self, hit: Hit, signal: &Signal) -> Result<Track, Refusal> {
         let tracked = if O::DRY {
-            Ok(Track::Belongs)
+            self.state.conntrack.judge(hit, signal)
         } else {
             self.state.conntrack.track(hit, signal, self.now)
         };
