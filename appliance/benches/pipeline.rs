@@ -327,6 +327,9 @@ fn out_of_the_cluster(random: &mut Random) {
     }
 }
 
+/// A part of the benchmark.
+type Part = fn(&mut Random);
+
 fn main() {
     let wanted: Vec<String> = std::env::args()
         .skip(1)
@@ -341,20 +344,12 @@ fn main() {
         "one core, 60 B frames, batches of 64", "a packet", ""
     );
     let mut random = Random(0x1234_5678_9abc_def1);
-    let parts: [(&str, fn(&mut Random)); 3] = [
+    let parts: [(&str, Part); 3] = [
         ("hits", hits_and_misses),
         ("services", by_services),
         ("outside", out_of_the_cluster),
     ];
     for (name, part) in parts {
-        if let Ok(n) = std::env::var("PROFILE") {
-            let mut rig = Rig::new();
-            let flows = pod_flows(n.parse().unwrap(), Family::V4);
-            rig.send(&flows);
-            let hits = shuffled(&flows, 1 << 24, &mut random);
-            report("profile", rig.send(hits));
-            return;
-        }
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
             part(&mut random);
         }

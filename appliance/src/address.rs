@@ -30,12 +30,13 @@ impl Address {
     pub const UNSPECIFIED: Self = Self([0; 16]);
 
     /// An IPv4 address in its mapped form.
+    #[inline]
     pub const fn v4(octets: [u8; 4]) -> Self {
-        let [a, b, c, d] = octets;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self((0xffff << 32 | u32::from_be_bytes(octets) as u128).to_be_bytes())
     }
 
     /// The family, told by the mapped prefix.
+    #[inline]
     pub fn family(self) -> Family {
         if self.high() == 0 && (self.low() >> 32) == 0xffff {
             Family::V4
@@ -51,23 +52,27 @@ impl Address {
     }
 
     /// The first eight bytes as a number.
+    #[inline]
     pub const fn high(self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 
     /// The last eight bytes as a number.
+    #[inline]
     pub const fn low(self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 
     /// `fe80::/10`.
+    #[inline]
     pub const fn is_link_local6(self) -> bool {
         self.high() >> 54 == 0xfe80 >> 6
     }
 
     /// 224.0.0.0/4 or ff00::/8.
+    #[inline]
     pub fn is_multicast(self) -> bool {
         match self.family() {
             Family::V4 => (self.low() as u32) >> 28 == 0xe,
@@ -76,6 +81,7 @@ impl Address {
     }
 
     /// 255.255.255.255.
+    #[inline]
     pub fn is_broadcast4(self) -> bool {
         self == Self::v4([255; 4])
     }
@@ -87,6 +93,7 @@ impl Address {
 
     /// What may stand neither as source nor as destination of a packet on a wire (RFC 1812 §5.3.7, RFC 4291 §2.5):
     /// 0/8, 127/8, 240/4 without the broadcast address, `::1`, and IPv4-mapped addresses inside IPv6 (`packet` says which).
+    #[inline]
     pub fn is_martian_in(self, packet: Family) -> bool {
         match (packet, self.family()) {
             (Family::V4, _) => {

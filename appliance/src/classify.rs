@@ -2,7 +2,7 @@
 
 use crate::address::{Address, Family};
 use crate::frame::Frame;
-use crate::parse::{Fragment, Packet, Parsed, Transport};
+use crate::parse::{Fragment, Packet, Transport};
 use crate::reply::ethernet_of;
 use crate::tables::{Link, Tables};
 use crate::wire::{ethernet, icmp, protocol};
@@ -99,17 +99,11 @@ pub fn whole(
     tables: &Tables<'_>,
     frame: &Frame<'_>,
     link: &Link,
-    parsed: &Result<Parsed, DropReason>,
+    packet: &Packet,
 ) -> Result<(), DropReason> {
     let header = ethernet_of(frame).ok_or(DropReason::Malformed)?;
-    link_layer(tables, frame.ingress, link, &header)?;
-    match parsed {
-        Ok(Parsed::Ip(packet)) => {
-            network_layer(tables, frame.ingress, link, header.destination(), packet).map(|_| ())
-        }
-        Ok(Parsed::Arp) => Ok(()),
-        Err(reason) => Err(*reason),
-    }
+    link_layer(tables, frame.ingress, link, header)?;
+    network_layer(tables, frame.ingress, link, header.destination(), packet).map(|_| ())
 }
 
 /// What the kernel of an honest pod says from its link-local address (multicast listener reports) is no spoof.

@@ -22,6 +22,16 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Nobody's.
+    pub(crate) const NONE: Self = Self {
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        source_port: 0,
+        destination_port: 0,
+        protocol: 0,
+        v6: true,
+    };
+
     /// A flow between two addresses of one family.
     #[inline]
     pub fn new(

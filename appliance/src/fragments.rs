@@ -8,6 +8,7 @@
 
 use crate::address::Address;
 use crate::arena::{Arena, OutOfMemory};
+use crate::decap::Origin;
 use crate::flow::Flow;
 use crate::frame::{Frame, Offload};
 use crate::hash::Hasher;
@@ -15,7 +16,8 @@ use crate::parse::{Fragment, Packet};
 use crate::time::{Duration, Instant};
 use crate::wire::{ethernet, ipv4, ipv6};
 use heapless::Vec;
-use sluice_contract::{DropReason, Family, LinkId};
+use sluice_contract::overlay::PeerId;
+use sluice_contract::{DropReason, Family, Identity, LinkId};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// How long a datagram is remembered.
@@ -140,13 +142,18 @@ struct Slot {
     length: u16,
     next: u16,
     link: u16,
-    pad: [u8; 58],
+    /// One more than the identity that the tunnel told; 0: none. And the node, one more; 0: it came in no tunnel.
+    identity: [u8; 8],
+    peer: [u8; 8],
+    pad: [u8; 42],
 }
 
 /// A frame that waited.
 #[derive(Clone, Debug)]
 pub struct Waited {
     pub link: LinkId,
+    /// The node it came from, if it came in a tunnel.
+    pub origin: Option<Origin>,
     pub bytes: Vec<u8, ROOM>,
 }
 
@@ -267,12 +274,22 @@ impl<'m> Fragments<'m> {
         datagram.flow_protocol = flow.protocol();
         datagram.source_port = flow.source_port();
         datagram.destination_port = flow.destination_port();
-        let complete = datagram.all_units != 0 && datagram.units >= datagram.all_units;
-        let released = self.release(at, None);
+        self.release(at, None)
+    }
+
+    /// Forgets a datagram of which everything has come and been sent on, so that its identification may be used again.
+    pub fn finish(&mut self, piece: &Piece, now: Instant) {
+        let Some(at) = self.find(piece, now) else {
+            return;
+        };
+        let complete = self.datagram(at).is_some_and(|datagram| {
+            datagram.fate == OF_FLOW
+                && datagram.all_units != 0
+                && datagram.units >= datagram.all_units
+        });
         if complete {
             self.forget(at);
         }
-        released
     }
 
     /// Keeps a frame until the first fragment of its datagram comes.
@@ -283,6 +300,7 @@ impl<'m> Fragments<'m> {
         &mut self,
         piece: &Piece,
         frame: &Frame<'_>,
+        origin: Option<Origin>,
         now: Instant,
     ) -> Result<(), DropReason> {
         const LIMIT: DropReason = DropReason::FragmentLimit;
@@ -305,6 +323,11 @@ impl<'m> Fragments<'m> {
         slot.next = datagram_first;
         slot.length = bytes.len() as u16;
         slot.link = piece.link.raw();
+        let identity = origin.and_then(|origin| origin.identity);
+        slot.identity = identity.map_or(0, |id| u64::from(id.0) + 1).to_le_bytes();
+        slot.peer = origin
+            .map_or(0, |origin| u64::from(origin.peer.0) + 1)
+            .to_le_bytes();
         slot.bytes
             .iter_mut()
             .zip(bytes)
@@ -332,8 +355,15 @@ impl<'m> Fragments<'m> {
             *count = count.saturating_sub(1);
         }
         let bytes = slot.bytes.get(..usize::from(slot.length))?;
+        let number = |bytes| u64::from_le_bytes(bytes).checked_sub(1);
+        let small = |bytes| number(bytes).and_then(|number| u32::try_from(number).ok());
+        let peer = number(slot.peer).and_then(|peer| peer.try_into().ok());
         Some(Waited {
             link,
+            origin: peer.map(|peer| Origin {
+                peer: PeerId(peer),
+                identity: small(slot.identity).map(Identity),
+            }),
             bytes: Vec::from_slice(bytes).ok()?,
         })
     }

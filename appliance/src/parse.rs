@@ -95,6 +95,21 @@ impl Transport {
 }
 
 impl Packet {
+    /// Nothing yet.
+    pub const EMPTY: Self = Self {
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        family: Family::V4,
+        protocol: 0,
+        hops: 0,
+        fragment: Fragment::Whole,
+        fragment_header: 0,
+        dont_fragment: false,
+        transport: Transport::Opaque,
+        payload: 0,
+        end: 0,
+    };
+
     /// Where the IP header begins.
     pub const fn network(&self) -> usize {
         ethernet::LENGTH
@@ -128,36 +143,45 @@ impl Packet {
 ///
 /// # Errors
 /// Why the frame is to be dropped.
-#[inline]
 pub fn parse(frame: &Frame<'_>) -> Result<Parsed, DropReason> {
+    let mut packet = Packet::EMPTY;
+    Ok(match parse_into(frame, &mut packet)? {
+        Content::Arp => Parsed::Arp,
+        Content::Ip => Parsed::Ip(packet),
+    })
+}
+
+/// What a frame carries, of which an IP packet was written elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Arp,
+    Ip,
+}
+
+/// The same as [`parse`], for batches: the packet is written where it stays. Nothing of `packet` means anything unless the
+/// answer is [`Content::Ip`].
+///
+/// # Errors
+/// As there.
+#[inline]
+pub fn parse_into(frame: &Frame<'_>, packet: &mut Packet) -> Result<Content, DropReason> {
     let bytes = frame.bytes();
     let (header, rest) =
         ethernet::Header::ref_from_prefix(bytes).map_err(|_| DropReason::Malformed)?;
     let available = frame.length() - ethernet::LENGTH;
-    let packet = match header.ethertype.get() {
-        ethernet::IPV4 => ipv4(rest, available)?,
-        ethernet::IPV6 => ipv6(rest, available)?,
-        ethernet::ARP => return Ok(Parsed::Arp),
+    match header.ethertype.get() {
+        ethernet::IPV4 => ipv4(rest, available, packet)?,
+        ethernet::IPV6 => ipv6(rest, available, packet)?,
+        ethernet::ARP => return Ok(Content::Arp),
         ethernet::VLAN | ethernet::VLAN_SERVICE => return Err(DropReason::VlanTag),
         _ => return Err(DropReason::EtherType),
-    };
-    if packet.source.is_martian_in(packet.family)
-        || packet.destination.is_martian_in(packet.family)
-        || packet.source.is_multicast()
-        || packet.source.is_broadcast4()
-    {
-        // `::` is the source of a pod that has no address yet; neighbor discovery deals with it.
-        let discovery = packet.source == Address::UNSPECIFIED && packet.destination.is_multicast();
-        if !discovery || packet.protocol != protocol::ICMP6 {
-            return Err(DropReason::Martian);
-        }
     }
-    check_offload(frame, &packet)?;
-    Ok(Parsed::Ip(packet))
+    check_offload(frame, packet)?;
+    Ok(Content::Ip)
 }
 
 #[inline]
-fn ipv4(bytes: &[u8], available: usize) -> Result<Packet, DropReason> {
+fn ipv4(bytes: &[u8], available: usize, packet: &mut Packet) -> Result<(), DropReason> {
     let (header, _) = ipv4::Header::ref_from_prefix(bytes).map_err(|_| DropReason::Malformed)?;
     let header_length = header.header_length();
     let total = usize::from(header.total_length.get());
@@ -172,39 +196,56 @@ fn ipv4(bytes: &[u8], available: usize) -> Result<Packet, DropReason> {
     if checksum::finish(checksum::sum(whole, 0)) != 0 {
         return Err(DropReason::BadChecksum);
     }
-    if ipv4::options_route(whole.get(ipv4::LENGTH..).unwrap_or_default()) {
+    if header_length > ipv4::LENGTH
+        && ipv4::options_route(whole.get(ipv4::LENGTH..).unwrap_or_default())
+    {
         return Err(DropReason::SourceRoute);
     }
-    let offset = header.fragment_offset();
-    let fragment = match (offset, header.more_fragments()) {
-        (0, false) => Fragment::Whole,
-        (0, true) => Fragment::First,
-        _ => Fragment::Later,
-    };
-    fragment_holds(
-        fragment,
-        offset,
-        header.more_fragments(),
-        total - header_length,
-    )?;
-    let packet = Packet {
-        source: Address::v4(header.source),
-        destination: Address::v4(header.destination),
-        family: Family::V4,
-        protocol: header.protocol,
-        hops: header.ttl,
-        fragment,
-        fragment_header: ethernet::LENGTH as u16,
-        dont_fragment: header.dont_fragment(),
-        transport: Transport::Opaque,
-        payload: (ethernet::LENGTH + header_length) as u16,
-        end: (ethernet::LENGTH + total) as u32,
-    };
+    if is_martian4(header) {
+        return Err(DropReason::Martian);
+    }
+    packet.fragment = Fragment::Whole;
+    if header.fragment.get() & !ipv4::DF != 0 {
+        let (offset, more) = (header.fragment_offset(), header.more_fragments());
+        packet.fragment = which(offset, more);
+        fragment_holds(packet.fragment, offset, more, total - header_length)?;
+    }
+    packet.source = Address::v4(header.source);
+    packet.destination = Address::v4(header.destination);
+    packet.family = Family::V4;
+    packet.protocol = header.protocol;
+    packet.hops = header.ttl;
+    packet.fragment_header = ethernet::LENGTH as u16;
+    packet.dont_fragment = header.dont_fragment();
+    packet.payload = (ethernet::LENGTH + header_length) as u16;
+    packet.end = (ethernet::LENGTH + total) as u32;
     with_transport(packet, bytes.get(header_length..).unwrap_or_default())
 }
 
+/// Addresses that may not stand on a wire (RFC 1812 §5.3.7): 0/8, 127/8, 240/4 but for the broadcast address as destination,
+/// and groups as source.
 #[inline]
-fn ipv6(bytes: &[u8], available: usize) -> Result<Packet, DropReason> {
+fn is_martian4(header: &ipv4::Header) -> bool {
+    let [source, ..] = header.source;
+    let [destination, ..] = header.destination;
+    let nobody = |first: u8| first == 0 || first == 127;
+    nobody(source)
+        || nobody(destination)
+        || source >= 224
+        || (destination >= 240 && header.destination != [255; 4])
+}
+
+const fn which(offset: u16, more: bool) -> Fragment {
+    match (offset, more) {
+        // An "atomic" fragment is a whole packet (RFC 6946).
+        (0, false) => Fragment::Whole,
+        (0, true) => Fragment::First,
+        _ => Fragment::Later,
+    }
+}
+
+#[inline]
+fn ipv6(bytes: &[u8], available: usize, packet: &mut Packet) -> Result<(), DropReason> {
     let (header, rest) = ipv6::Header::ref_from_prefix(bytes).map_err(|_| DropReason::Malformed)?;
     let total = usize::from(header.payload_length.get()) + ipv6::LENGTH;
     if header.version() != 6 || total > available {
@@ -216,34 +257,42 @@ fn ipv6(bytes: &[u8], available: usize) -> Result<Packet, DropReason> {
             ipv6::WalkError::Short => DropReason::Malformed,
             ipv6::WalkError::Refused => DropReason::ExtensionHeaders,
         })?;
-    let mut fragment = Fragment::Whole;
+    packet.source = Address(header.source);
+    packet.destination = Address(header.destination);
+    packet.protocol = upper.protocol;
+    if is_martian6(packet) {
+        return Err(DropReason::Martian);
+    }
+    packet.fragment = Fragment::Whole;
     if let Some(at) = upper.fragment {
         let (header, _) = ipv6::FragmentHeader::ref_from_prefix(rest.get(at..).unwrap_or_default())
             .map_err(|_| DropReason::Malformed)?;
-        fragment = match (header.offset(), header.more_fragments()) {
-            // An "atomic" fragment is a whole packet (RFC 6946).
-            (0, false) => Fragment::Whole,
-            (0, true) => Fragment::First,
-            _ => Fragment::Later,
-        };
+        let (offset, more) = (header.offset(), header.more_fragments());
+        packet.fragment = which(offset, more);
         let payload = (total - ipv6::LENGTH).saturating_sub(at + size_of::<ipv6::FragmentHeader>());
-        fragment_holds(fragment, header.offset(), header.more_fragments(), payload)?;
+        fragment_holds(packet.fragment, offset, more, payload)?;
     }
-    let packet = Packet {
-        source: Address(header.source),
-        destination: Address(header.destination),
-        family: Family::V6,
-        protocol: upper.protocol,
-        hops: header.hop_limit,
-        fragment,
-        fragment_header: (ethernet::LENGTH + ipv6::LENGTH + upper.fragment.unwrap_or(0)) as u16,
-        dont_fragment: true,
-        transport: Transport::Opaque,
-        // At most the walk's depth times its longest header: below 2^16.
-        payload: (ethernet::LENGTH + ipv6::LENGTH + upper.offset) as u16,
-        end: (ethernet::LENGTH + total) as u32,
-    };
+    packet.family = Family::V6;
+    packet.hops = header.hop_limit;
+    packet.fragment_header = (ethernet::LENGTH + ipv6::LENGTH + upper.fragment.unwrap_or(0)) as u16;
+    packet.dont_fragment = true;
+    // At most the walk's depth times its longest header: below 2^16.
+    packet.payload = (ethernet::LENGTH + ipv6::LENGTH + upper.offset) as u16;
+    packet.end = (ethernet::LENGTH + total) as u32;
     with_transport(packet, rest.get(upper.offset..).unwrap_or_default())
+}
+
+/// The same for IPv6 (RFC 4291 §2.5): loopback, unspecified, IPv4-mapped, and groups as source. `::` is also the source of a
+/// pod that has no address yet; neighbor discovery deals with it.
+#[inline]
+fn is_martian6(packet: &Packet) -> bool {
+    let (source, destination) = (packet.source, packet.destination);
+    if source == Address::UNSPECIFIED {
+        return packet.protocol != protocol::ICMP6 || !destination.is_multicast();
+    }
+    source.is_martian_in(Family::V6)
+        || destination.is_martian_in(Family::V6)
+        || source.high() >> 56 == 0xff
 }
 
 /// A fragment must carry something, in whole units of eight unless it is the last, and end within a datagram.
@@ -266,9 +315,10 @@ fn fragment_holds(
 
 /// Reads the transport header at the front of `bytes`, which is what is at hand behind the IP headers.
 #[inline]
-fn with_transport(mut packet: Packet, bytes: &[u8]) -> Result<Packet, DropReason> {
+fn with_transport(packet: &mut Packet, bytes: &[u8]) -> Result<(), DropReason> {
+    packet.transport = Transport::Opaque;
     if packet.fragment == Fragment::Later {
-        return Ok(packet);
+        return Ok(());
     }
     let length = (packet.end as usize).saturating_sub(usize::from(packet.payload));
     let short = if packet.fragment == Fragment::First {
@@ -321,7 +371,7 @@ fn with_transport(mut packet: Packet, bytes: &[u8]) -> Result<Packet, DropReason
         }
         _ => Transport::Opaque,
     };
-    Ok(packet)
+    Ok(())
 }
 
 /// The offload words come from the far side of the ring: they must fit the frame they stand for.

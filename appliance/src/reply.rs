@@ -7,7 +7,7 @@ use crate::parse::{Fragment, Packet};
 use crate::tables::{Link, Node};
 use crate::wire::{arp, checksum, ethernet, icmp, ipv4, ipv6, protocol, tcp};
 use sluice_contract::{DropReason, Mac};
-use zerocopy::{FromBytes, IntoBytes, big_endian::U16, big_endian::U32};
+use zerocopy::{FromBytes, big_endian::U16, big_endian::U32};
 
 /// Bytes of a quoted packet in an ICMP error: as much as RFC 1812 §4.3.2.3 (576 in all) and RFC 4443 §2.4c (1280 in all) allow.
 const ERROR_TOTAL4: usize = 576;
@@ -366,7 +366,10 @@ fn write_network(
     Some(())
 }
 
-/// The Ethernet header, zero-copied out, for who needs its addresses after parsing.
-pub fn ethernet_of(frame: &Frame<'_>) -> Option<ethernet::Header> {
-    ethernet::Header::read_from_bytes(frame.bytes().get(..ethernet::LENGTH)?.as_bytes()).ok()
+/// The Ethernet header, for who needs its addresses after parsing.
+#[inline]
+pub fn ethernet_of<'f>(frame: &'f Frame<'_>) -> Option<&'f ethernet::Header> {
+    ethernet::Header::ref_from_prefix(frame.bytes())
+        .ok()
+        .map(|(header, _)| header)
 }

@@ -21,6 +21,10 @@ fn agrees(bytes: &[u8]) -> Result<(), TestCaseError> {
     let Ok(Parsed::Ip(packet)) = parse_bytes(bytes) else {
         return Ok(());
     };
+    if packet.fragment == Fragment::Later && matches!(packet.protocol, 0 | 43 | 44 | 51 | 60) {
+        // It reads headers in the middle of a datagram, where there are none.
+        return Ok(());
+    }
     if packet.family == Family::V4 && packet.protocol == 51 {
         // It looks behind IPv4's authentication header; we do not.
         return Ok(());

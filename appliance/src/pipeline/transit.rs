@@ -3,7 +3,7 @@
 use super::refusal::{Answer, Refusal};
 use super::state::State;
 use crate::address::Address;
-use crate::connection::{Memo, Path, Way, flow_of, signal_of};
+use crate::connection::{Memo, Path, Way, signal_of};
 use crate::conntrack::{Attached, Hit, Signal, Track};
 use crate::decap;
 use crate::encap;
@@ -41,13 +41,13 @@ enum Judged {
 }
 
 impl<O: Observer> Stages<'_, '_, O> {
-    /// Sends a packet on. `flow` and `hash`, if the packet shows them.
+    /// Sends a packet on, which is of this flow.
     #[inline]
     pub(super) fn transit(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
-        known: Option<(Flow, FlowHash)>,
+        (flow, hash): (&Flow, FlowHash),
     ) -> Result<Verdict, Refusal> {
         if packet.hops <= 1 {
             let answer = Answer::Error(Trouble::TimeExceeded);
@@ -56,14 +56,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         if packet.is_icmp_error() {
             return self.related(frame, packet);
         }
-        let (flow, hash) = known.unwrap_or_else(|| {
-            let flow = flow_of(packet);
-            (flow, self.state.conntrack.hash(&flow))
-        });
-        self.observer.note(Step::Flow(flow));
-        match self.state.conntrack.lookup(&flow, hash, self.now) {
-            Some(hit) => self.belonging(frame, packet, &flow, hash, hit),
-            None => self.beginning(frame, packet, &flow, hash),
+        self.observer.note(Step::Flow(*flow));
+        match self.state.conntrack.lookup(flow, hash, self.now) {
+            Some(hit) => self.belonging(frame, packet, flow, hash, hit),
+            None => self.beginning(frame, packet, flow, hash),
         }
     }
 
@@ -104,6 +100,9 @@ impl<O: Observer> Stages<'_, '_, O> {
                 Track::Belongs => {}
                 Track::Anew => return self.beginning(frame, packet, flow, hash),
             }
+        }
+        if !self.state.conntrack.is_translated(hit.id) {
+            return self.send_on(frame, packet, &hop);
         }
         let outgoing = self.state.conntrack.outgoing(hit);
         let outgoing = outgoing.ok_or(DropReason::CtInvalid)?;

@@ -9,29 +9,28 @@ use crate::decap::{self, Complaint, Origin};
 use crate::encap;
 use crate::frame::Frame;
 use crate::observe::Observer;
-use crate::parse::{self, Packet, Parsed};
+use crate::parse::{self, Content, Packet, Parsed};
 use crate::reply;
 use crate::tables::{Place, Tables};
 use sluice_contract::overlay::PeerId;
 use sluice_contract::{DropReason, Identity, LinkId};
 
-/// Takes the outer headers off a packet of another node; yields what is inside.
+/// Takes the outer headers off a packet of another node; `packet` becomes what is inside.
 pub(super) fn unwrap(
     tables: &Tables<'_>,
     frame: &mut Frame<'_>,
-    outer: &Packet,
-) -> Result<(Parsed, Origin), DropReason> {
+    packet: &mut Packet,
+) -> Result<Origin, DropReason> {
     let uplink = tables.link(LinkId::UPLINK);
     let uplink = uplink.ok_or(DropReason::UnknownLink)?;
     let header = reply::ethernet_of(frame).ok_or(DropReason::Malformed)?;
-    classify::link_layer(tables, frame.ingress, uplink, &header)?;
+    classify::link_layer(tables, frame.ingress, uplink, header)?;
     let (overlay, own) = (tables.overlay(), uplink.mac());
-    let origin = decap::unwrap(frame, outer, overlay, own)?;
-    let parsed = parse::parse(frame)?;
-    match &parsed {
-        Parsed::Ip(packet) if may_speak(tables, origin.peer, packet.source) => Ok((parsed, origin)),
-        Parsed::Ip(_) => Err(DropReason::TunnelSpoof),
-        Parsed::Arp => Err(DropReason::EtherType),
+    let origin = decap::unwrap(frame, packet, overlay, own)?;
+    match parse::parse_into(frame, packet)? {
+        Content::Ip if may_speak(tables, origin.peer, packet.source) => Ok(origin),
+        Content::Ip => Err(DropReason::TunnelSpoof),
+        Content::Arp => Err(DropReason::EtherType),
     }
 }
 

@@ -525,8 +525,23 @@ pub fn pod_row(link: u16, n: u16) -> LinkRow {
 /// # Panics
 /// If what has to hold does not.
 pub fn fuzz_frames(bytes: &[u8]) {
-    let mut bench = Bench::pods();
-    fuzz_frames_through(&mut bench, bytes);
+    KEPT.with_borrow_mut(|bench| fuzz_frames_through(bench.get_or_insert_with(fuzz_bench), bytes));
+}
+
+std::thread_local! {
+    /// One pipeline for all inputs of a thread: a fixture's memory is never given back.
+    static KEPT: core::cell::RefCell<Option<Bench>> = const { core::cell::RefCell::new(None) };
+}
+
+/// Pods, the host, an uplink and a Service in each family.
+fn fuzz_bench() -> Bench {
+    let mut bench = node::node();
+    for (id, addresses) in [(0, node::V4), (1, node::V6)] {
+        let mut svc = node::Svc::new(&[(addresses.pods[1], 53)], &[]);
+        svc.id = id;
+        bench.commit(&svc.rows(&addresses));
+    }
+    bench
 }
 
 /// The same through a pipeline that is already there.
@@ -579,9 +594,14 @@ fn offload(byte: u8) -> Offload {
 /// # Panics
 /// If what has to hold does not.
 pub fn fuzz_control(bytes: &[u8]) {
+    KEPT.with_borrow_mut(|bench| {
+        fuzz_control_of(bench.get_or_insert_with(fuzz_bench), bytes);
+    });
+}
+
+fn fuzz_control_of(bench: &mut Bench, bytes: &[u8]) {
     use crate::session::{Facts, Session};
     use sluice_contract::frame::{Decoder, decode};
-    let mut bench = Bench::pods();
     let mut session = Session::new(Facts::default());
     let mut decoder = Decoder::default();
     let mut input = bytes;
