@@ -45,6 +45,7 @@ mod segment;
 mod settings;
 mod state;
 mod tcp;
+mod touch;
 mod track;
 
 use sluice_contract::LinkId;
@@ -219,34 +220,6 @@ impl<'r> Conntrack<'r> {
     #[inline]
     pub fn hash(&self, flow: &Flow) -> FlowHash {
         flow.hash(&self.hasher)
-    }
-
-    /// Brings what lookups of these hashes will read into the cache, all at once. For batches; changes nothing.
-    #[inline]
-    pub fn touch(&self, hashes: &[FlowHash]) {
-        let buckets = &*self.region.buckets;
-        let mut sum = 0;
-        let places = |hash: &FlowHash| index::Places::of(*hash, buckets.len());
-        for places in hashes.iter().map(places) {
-            sum ^= u32::from(buckets[places.first].displaced);
-        }
-        if sum != 0 {
-            for places in hashes.iter().map(places) {
-                let on = buckets[places.first].leads_on(places.tag);
-                let at = if on { places.second } else { places.first };
-                sum ^= u32::from(buckets[at].displaced);
-            }
-        }
-        for places in hashes.iter().map(places) {
-            let on = buckets[places.first].leads_on(places.tag);
-            let at = if on { places.second } else { places.first };
-            let slot = buckets[at]
-                .guess(places.tag)
-                .min(self.region.header.capacity - 1) as usize;
-            let detail = &self.region.details[slot];
-            sum ^= self.region.rows[slot].seen ^ detail.attached[0] ^ u32::from(detail.seal);
-        }
-        core::hint::black_box(sum);
     }
 
     /// The connection that a packet of `flow` belongs to.
