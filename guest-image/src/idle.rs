@@ -4,11 +4,20 @@
 //! for a while after the last work; the while grows when a sleep turned out to be so short that
 //! polling would have bridged it, and shrinks when sleeps are long. The next housekeeping ends a
 //! sleep, and so does [`LONGEST_SLEEP`] at the latest.
+//!
+//! Where cores are scarce, polling takes time from those whose frames are waited for. A loop that was held up for longer than
+//! any of its own work takes shared its core with somebody; for a while after that it hardly polls.
 
 /// Polling never gets shorter than this: about what a batch takes to come back from the other core.
 const SHORTEST_SPIN: u64 = 10_000;
 /// Nor longer: a sleep and its end cost about 75 µs on a host with a software KVM.
 const LONGEST_SPIN: u64 = 200_000;
+/// No turn takes this long; a thread that was preempted is away for a time slice, a millisecond or more.
+const HELD_UP: u64 = 250_000;
+/// For this long after it was held up the loop takes the host for crowded.
+const CROWDED: u64 = 20_000_000;
+/// On a crowded host, polling only bridges the time in which the other core publishes the rest of a phase.
+const CROWDED_SPIN: u64 = 5_000;
 /// A machine that sleeps for longer than two seconds is taken for dead.
 const LONGEST_SLEEP: u64 = 1_000_000_000;
 
@@ -17,6 +26,8 @@ const LONGEST_SLEEP: u64 = 1_000_000_000;
 pub struct Idle {
     spin: u64,
     last_work: u64,
+    last_turn: u64,
+    crowded_until: u64,
 }
 
 impl Default for Idle {
@@ -24,11 +35,29 @@ impl Default for Idle {
         Self {
             spin: LONGEST_SPIN / 4,
             last_work: 0,
+            last_turn: 0,
+            crowded_until: 0,
         }
     }
 }
 
 impl Idle {
+    /// A turn begins at `now`.
+    pub fn turn(&mut self, now: u64) {
+        if self.last_turn != 0 && now.saturating_sub(self.last_turn) > HELD_UP {
+            self.crowded_until = now + CROWDED;
+        }
+        self.last_turn = now;
+    }
+
+    fn limit(&self, now: u64) -> u64 {
+        if now < self.crowded_until {
+            self.spin.min(CROWDED_SPIN)
+        } else {
+            self.spin
+        }
+    }
+
     /// There was work at `now`.
     pub fn worked(&mut self, now: u64) {
         self.last_work = now;
@@ -37,7 +66,7 @@ impl Idle {
     /// How long to sleep from `now`, or `None` to go on polling. `deadline` is when there will be
     /// work in any case.
     pub fn sleep(&self, now: u64, deadline: Option<u64>) -> Option<u64> {
-        if now.saturating_sub(self.last_work) < self.spin {
+        if now.saturating_sub(self.last_work) < self.limit(now) {
             return None;
         }
         let until = deadline.map_or(LONGEST_SLEEP, |at| at.saturating_sub(now));
@@ -54,6 +83,7 @@ impl Idle {
         if by_event {
             self.last_work = now;
         }
+        self.last_turn = now;
     }
 }
 
@@ -67,6 +97,32 @@ mod tests {
         idle.worked(1_000_000);
         assert_eq!(idle.sleep(1_000_000 + idle.spin - 1, None), None);
         assert_eq!(idle.sleep(1_000_000 + idle.spin, None), Some(LONGEST_SLEEP));
+    }
+
+    #[test]
+    fn a_loop_that_was_held_up_hardly_polls_for_a_while() {
+        let mut idle = Idle::default();
+        let work = |idle: &mut Idle, now| {
+            idle.turn(now);
+            idle.worked(now);
+        };
+        work(&mut idle, 1_000_000);
+        work(&mut idle, 1_000_000 + HELD_UP);
+        assert_eq!(idle.sleep(1_000_000 + HELD_UP + CROWDED_SPIN, None), None);
+        let late = 1_000_001 + 2 * HELD_UP;
+        work(&mut idle, late);
+        assert!(idle.sleep(late + CROWDED_SPIN, None).is_some());
+        idle.worked(late + CROWDED);
+        assert_eq!(idle.sleep(late + CROWDED + CROWDED_SPIN, None), None);
+    }
+
+    #[test]
+    fn a_sleep_is_not_taken_for_being_held_up() {
+        let mut idle = Idle::default();
+        idle.turn(1_000_000);
+        idle.woke(900_000_000, 899_000_000, true);
+        idle.turn(900_001_000);
+        assert_eq!(idle.sleep(900_001_000 + CROWDED_SPIN, None), None);
     }
 
     #[test]

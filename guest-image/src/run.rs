@@ -88,6 +88,7 @@ impl<'m, M: Machine> Loop<'m, M> {
     /// One turn: all that waits is done, or a sleep.
     pub fn turn(&mut self) -> Order {
         let now = self.machine.now();
+        self.idle.turn(now);
         let mut worked = self.frames(now);
         worked |= self.sweep(now);
         let (control_worked, order) = self.control(now);

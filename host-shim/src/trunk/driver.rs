@@ -3,6 +3,9 @@
 //! How long it polls adapts as a halt-polling hypervisor does: a sleep that ended sooner than the longest allowed poll says
 //! that polling would have caught it, so the poll grows; a long sleep says it was wasted, so it shrinks, down to zero. On
 //! two cores a spinning thread takes time from the pods, on many it saves a wake of 20-70 µs per burst.
+//!
+//! A poll that was held up for longer than looking takes shared its core with somebody; for a while after that the thread
+//! does not poll: where cores are scarce, it would take time from those whose frames it waits for.
 
 use std::fs::File;
 use std::io;
@@ -147,6 +150,7 @@ impl Driver {
             offloads: Offloads::ALL,
             longest: polling.longest,
             poll: polling.longest,
+            crowd: Crowd::default(),
             taps_watched: true,
             counters,
         };
@@ -184,6 +188,35 @@ const TAPS: u64 = 1;
 /// Kick of queue `n` is event `KICK + n`.
 const KICK: u64 = 2;
 
+/// Whether others want the core: seen by looks at the clock that lie too far apart.
+#[derive(Debug, Default)]
+struct Crowd {
+    last_look: Option<Instant>,
+    until: Option<Instant>,
+}
+
+/// No step without work takes this long; a thread that was preempted is away for a time slice, a millisecond or more.
+const HELD_UP: Duration = Duration::from_micros(250);
+/// For this long after a held-up poll the host is taken for crowded.
+const CROWDED: Duration = Duration::from_millis(20);
+
+impl Crowd {
+    /// A look at `now`, in a poll that has lasted since `since`.
+    fn look(&mut self, now: Instant, since: Instant) {
+        if let Some(last) = self.last_look
+            && last >= since
+            && now.duration_since(last) > HELD_UP
+        {
+            self.until = Some(now + CROWDED);
+        }
+        self.last_look = Some(now);
+    }
+
+    fn is_there(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+}
+
 struct Running {
     engine: Engine,
     shared: Arc<Shared>,
@@ -194,6 +227,7 @@ struct Running {
     longest: Duration,
     /// The present length of a poll.
     poll: Duration,
+    crowd: Crowd,
     taps_watched: bool,
     counters: Arc<DriverCounters>,
 }
@@ -212,11 +246,13 @@ impl Running {
             }
             let now = Instant::now();
             let since = *idle_since.get_or_insert(now);
-            if now.duration_since(since) < self.poll {
+            self.crowd.look(now, since);
+            if now.duration_since(since) < self.poll && !self.crowd.is_there(now) {
                 std::hint::spin_loop();
                 continue;
             }
             self.sleep();
+            self.crowd.last_look = None;
             idle_since = None;
         }
     }
