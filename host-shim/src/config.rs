@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sluice_cni::capability::PortMapping;
 use sluice_contract::limits;
 
 use crate::wiring::Mode;
@@ -73,6 +74,9 @@ pub struct PodConfig {
     /// Its MTU; the node's `mtu` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<PortMapping>,
 }
 
 fn eth0() -> String {
@@ -129,6 +133,8 @@ pub struct Config {
 pub struct CniConfig {
     /// Subnets of this node's pods, one per family, for networks whose configuration names no range.
     pub pod_cidrs: Vec<String>,
+    /// The node's own addresses: where host ports are served.
+    pub node_addresses: Vec<IpAddr>,
     /// What must survive a restart: DELs that came while no node was there.
     pub state_dir: PathBuf,
 }
@@ -138,6 +144,7 @@ impl Default for CniConfig {
         let state_dir = "/var/lib/sluice".into();
         Self {
             pod_cidrs: Vec::new(),
+            node_addresses: Vec::new(),
             state_dir,
         }
     }
@@ -319,6 +326,12 @@ impl PodConfig {
             .is_some_and(|mtu| !(MTU_MIN..=MTU_MAX).contains(&mtu))
         {
             return refuse("mtu", format!("not within {MTU_MIN}..={MTU_MAX}"));
+        }
+        if self.host_ports.len() > crate::node::ports::MOST {
+            return refuse(
+                "host_ports",
+                format!("more than {}", crate::node::ports::MOST),
+            );
         }
         match self.mac.as_deref().map(parse_mac) {
             Some(None) => refuse(

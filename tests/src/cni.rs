@@ -124,6 +124,9 @@ impl CniLab {
     /// The subnets of the node's pods.
     pub const SUBNETS: [&'static str; 2] = ["10.88.0.0/24", "fd88::/64"];
 
+    /// The node's own addresses.
+    pub const NODE: [&'static str; 2] = ["192.0.2.10", "fd02::10"];
+
     /// A node that forwards.
     ///
     /// # Errors
@@ -144,6 +147,7 @@ impl CniLab {
             pods: 0,
             wiring,
             pod_cidrs: Self::SUBNETS.map(Into::into).to_vec(),
+            node_addresses: Self::NODE.map(Into::into).to_vec(),
             ..Plan::default()
         };
         let lab = Lab::prepare(&plan)?;

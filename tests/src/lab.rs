@@ -41,6 +41,8 @@ pub struct Plan {
     pub memory: u32,
     /// Subnets for pods that a runtime adds through the CNI plugin.
     pub pod_cidrs: Vec<String>,
+    /// The node's own addresses, where host ports are served.
+    pub node_addresses: Vec<String>,
 }
 
 impl Default for Plan {
@@ -51,6 +53,7 @@ impl Default for Plan {
             wiring: Wiring::Veth,
             memory: 64,
             pod_cidrs: Vec::new(),
+            node_addresses: Vec::new(),
         }
     }
 }
@@ -149,7 +152,11 @@ impl Lab {
             "isolation": plan.isolation,
             "memory_mib": plan.memory,
             "pods": pods,
-            "cni": {"pod_cidrs": plan.pod_cidrs, "state_dir": self.directory.join("state")},
+            "cni": {
+                "pod_cidrs": plan.pod_cidrs,
+                "node_addresses": plan.node_addresses,
+                "state_dir": self.directory.join("state"),
+            },
         })
     }
 

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use sluice_tests::cni::{Call, CniLab, REFERENCE, addresses, ping};
-use sluice_tests::lab::Wiring;
+use sluice_tests::command::{self, Running};
+use sluice_tests::lab::{Wiring, program};
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
 use sluice_tests::netns::Netns;
@@ -438,4 +439,146 @@ fn c07_gc_frees_the_stale_and_the_rest_keep_their_traffic() {
             ping(netns, to.split('/').next().expect("an address")).expect("traffic goes on");
         }
     }
+}
+
+#[test]
+fn b01_b02_b06_host_ports_lead_to_their_pods_while_they_live() {
+    need!(
+        "b01_b02_b06_host_ports_lead_to_their_pods_while_they_live",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("ss")
+    );
+    let mut lab = CniLab::start(Wiring::Veth).expect("a node");
+    let (client, _) = lab.add("client", &Value::Null).expect("a pod");
+    let port = |host: u16, protocol: &str, ip: &str| json!({"hostPort": host, "containerPort": 7000, "protocol": protocol, "hostIP": ip});
+    let with = |ports: Value| json!({"runtimeConfig": {"portMappings": ports}});
+    let (tcp, _) = lab
+        .add("tcp", &with(json!([port(8080, "tcp", "")])))
+        .expect("a pod");
+    let (udp, _) = lab
+        .add("udp", &with(json!([port(8080, "udp", "192.0.2.10")])))
+        .expect("a pod");
+    let _servers = [&tcp, &udp].map(|pod| serve(pod).expect("a server"));
+    let reach = |kind: &str, to: &str| {
+        let program = program("sluice-load");
+        let program = program.to_str().expect("path");
+        client.run(&["timeout", "5", program, kind, to, "--time", "0.2"])
+    };
+    for to in ["192.0.2.10:8080", "[fd02::10]:8080"] {
+        reach("connect", to).expect("TCP reaches its pod");
+    }
+    reach("udp", "192.0.2.10:8080").expect("UDP reaches the other pod");
+    // A daemon that dies takes none of them away.
+    lab.lab
+        .node()
+        .expect("a node")
+        .signal(nix::sys::signal::Signal::SIGKILL);
+    lab.lab.node().expect("a node").wait().expect("its end");
+    lab.lab.forget_node();
+    lab.lab.start_node().expect("a node again");
+    reach("connect", "192.0.2.10:8080").expect("TCP reaches its pod");
+    lab.del("tcp", "").expect("del").result().expect("success");
+    assert!(
+        reach("connect", "192.0.2.10:8080").is_err(),
+        "the port is closed"
+    );
+    reach("udp", "192.0.2.10:8080").expect("UDP reaches the other pod");
+    lab.del("udp", "").expect("del").result().expect("success");
+    let (again, _) = lab
+        .add("again", &with(json!([port(8080, "tcp", "")])))
+        .expect("a pod");
+    let _server = serve(&again).expect("a server");
+    reach("connect", "192.0.2.10:8080").expect("TCP reaches the next pod");
+}
+
+fn serve(pod: &Netns) -> anyhow::Result<Running> {
+    let mut command = pod.command(program("sluice-load"));
+    command.arg("serve").stdout(std::process::Stdio::null());
+    let server = Running::start("sluice-load", &mut command)?;
+    command::until("the server", Duration::from_secs(5), || {
+        let listening = pod.run(&["ss", "-ltnH", "sport", "=", ":7000"])?;
+        anyhow::ensure!(!listening.trim().is_empty(), "not listening yet");
+        Ok(())
+    })?;
+    Ok(server)
+}
+
+#[test]
+fn chained_before_debians_portmap_and_bandwidth() {
+    need!(
+        "chained_before_debians_portmap_and_bandwidth",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("iptables")
+    );
+    if !Path::new(REFERENCE).join("portmap").exists() {
+        return need::skip(
+            "chained_before_debians_portmap_and_bandwidth",
+            "needs containernetworking-plugins",
+        );
+    }
+    let lab = CniLab::start(Wiring::Veth).expect("a node");
+    let netns = Netns::new("a").expect("a namespace");
+    let path = netns.path();
+    let add = Call::new("ADD", "a", path.to_str().expect("path"));
+    let first = lab
+        .call(&add, &lab.config("1.0.0", &Value::Null))
+        .expect("starts")
+        .result()
+        .expect("ours");
+    let theirs = |name: &str, previous: &Value| {
+        json!({
+            "cniVersion": "1.0.0", "name": "sluice", "type": name, "prevResult": previous,
+            "backend": "iptables", "snat": true,
+            "runtimeConfig": {
+                "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+                "bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 8_000_000},
+            },
+        })
+    };
+    let mut result = first.clone();
+    for name in ["portmap", "bandwidth"] {
+        let said = lab
+            .call_reference(name, &add, &theirs(name, &result))
+            .expect("starts");
+        match said.result() {
+            Ok(next) => result = next,
+            Err(error) => {
+                // What this kernel does not have (tbf, iptables modules) is not ours to prove.
+                need::skip(&format!("chained before {name}"), &format!("{error:#}"));
+            }
+        }
+    }
+    assert_eq!(
+        result["ips"], first["ips"],
+        "the chain hands our addresses on"
+    );
+    let check = json!({"prevResult": result});
+    lab.call(
+        &Call {
+            verb: "CHECK",
+            ..add
+        },
+        &lab.config("1.0.0", &check),
+    )
+    .expect("starts")
+    .result()
+    .expect("whole, whatever they changed");
+    for name in ["bandwidth", "portmap"] {
+        let del = Call { verb: "DEL", ..add };
+        let said = lab
+            .call_reference(name, &del, &theirs(name, &result))
+            .expect("starts");
+        if let Err(error) = said.result() {
+            need::skip(&format!("DEL of {name}"), &format!("{error:#}"));
+        }
+    }
+    lab.del("a", add.netns)
+        .expect("del")
+        .result()
+        .expect("success");
+    assert_eq!(lab.left().expect("a look"), [""; 0]);
 }

@@ -168,6 +168,7 @@ impl From<PodFlags> for PodConfig {
             wiring,
             mac,
             mtu,
+            host_ports: Vec::new(),
         }
     }
 }

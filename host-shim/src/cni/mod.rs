@@ -62,6 +62,7 @@ impl CniNode for Host {
             wiring: Some(mode(link.wiring)),
             mac: link.mac.map(|mac| Mac(mac).to_string()),
             mtu: Some(link.mtu),
+            host_ports: link.ports.clone(),
         };
         let added = self.0.add_link(pod).map_err(|error| told(&error))?;
         let spec = added.saved.spec();

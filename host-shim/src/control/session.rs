@@ -475,16 +475,22 @@ impl Session {
     }
 }
 
-/// What turns the rows in force into the desired ones: removals first, so that what they held is free.
+/// What turns the rows in force into the desired ones. Links and the like go first, so that what they held is free; rows of
+/// Services refer to each other, so what is referred to comes before and goes after.
 fn difference(in_force: &BTreeMap<Key, Row>, desired: &Desired) -> Vec<Change> {
-    let gone = in_force
+    let is_gone = |key: &&Key| !desired.rows.contains_key(key) || desired.refused.contains_key(key);
+    let (services, others): (Vec<&Key>, Vec<&Key>) = in_force
         .keys()
-        .filter(|key| !desired.rows.contains_key(key) || desired.refused.contains_key(key));
-    let removals = gone.map(|key| Change::Remove(*key));
+        .filter(is_gone)
+        .partition(|key| matches!(key, Key::Service(_)));
     let changed = desired
         .wanted()
         .filter(|(key, row)| in_force.get(key) != Some(*row));
-    removals
-        .chain(changed.map(|(_, row)| Change::Put(Box::new(row.clone()))))
+    let remove = |key: &Key| Change::Remove(*key);
+    let puts = changed.map(|(_, row)| Change::Put(Box::new(row.clone())));
+    let others = others.into_iter().map(remove);
+    others
+        .chain(puts)
+        .chain(services.into_iter().rev().map(remove))
         .collect()
 }

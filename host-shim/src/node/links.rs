@@ -14,6 +14,7 @@ use sluice_contract::row::LinkRow;
 use sluice_contract::types::Identity;
 use sluice_contract::{LinkId, Mac, Row};
 
+use super::ports;
 use crate::config::{PodConfig, parse_mac};
 use crate::files;
 use crate::trunk::links::LinkCounters;
@@ -47,7 +48,14 @@ impl SavedLink {
         }
     }
 
-    /// What the appliance knows of it.
+    /// All that the appliance knows of it: its link, and the host ports that lead to it.
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows = vec![self.row()];
+        rows.extend(ports::rows(self.id, &self.pod));
+        rows
+    }
+
+    /// Its link as the appliance knows it.
     pub fn row(&self) -> Row {
         Row::Link(LinkRow {
             id: self.id,

@@ -4,6 +4,7 @@
 //! complete before the control channel speaks, so that no running guest is ever told of fewer pods than there are.
 
 pub mod links;
+pub(crate) mod ports;
 pub mod report;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -205,9 +206,10 @@ impl Node {
                 source: Box::new(e),
             })?;
         }
-        let rows: Vec<Row> = self.links().all().map(|l| l.saved.row()).collect();
-        self.control
-            .put(std::iter::once(Row::Node(NodeRow::default())).chain(rows));
+        let rows: Vec<Row> = self.links().all().flat_map(|l| l.saved.rows()).collect();
+        let of_node = ports::node_rows(&self.config.cni.node_addresses);
+        let node = std::iter::once(Row::Node(NodeRow::default())).chain(of_node);
+        self.control.put(node.chain(rows));
         Ok(())
     }
 
@@ -218,10 +220,13 @@ impl Node {
     pub fn add_link(&self, pod: PodConfig) -> Result<Link, NodeError> {
         pod.check()?;
         let link = self.make(pod, false)?;
-        let row = link.saved.row();
-        let key = row.key();
-        let revision = self.control.put([row]);
-        if let Err(error) = self.control.wait(revision, key, IN_FORCE) {
+        let rows = link.saved.rows();
+        let keys: Vec<Key> = rows.iter().map(Row::key).collect();
+        let revision = self.control.put(rows);
+        let in_force = keys
+            .iter()
+            .try_for_each(|key| self.control.wait(revision, *key, IN_FORCE));
+        if let Err(error) = in_force {
             self.withdraw(&link)?;
             return Err(error.into());
         }
@@ -249,7 +254,7 @@ impl Node {
     /// The appliance forgets it first: no frame meets a link that is half there.
     fn withdraw(&self, link: &Link) -> Result<(), NodeError> {
         let key = Key::Link(link.saved.id);
-        let revision = self.control.remove([key]);
+        let revision = self.control.remove(link.saved.rows().iter().map(Row::key));
         // Without a guest there is nobody to forget it; a guest that comes is not told of it.
         let is_there = self.control.status().connected;
         if is_there && self.control.wait(revision, key, OUT_OF_FORCE).is_err() {
