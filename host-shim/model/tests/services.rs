@@ -184,6 +184,9 @@ fn at(numbers: &[u8]) -> Vec<String> {
     numbers.iter().map(|n| format!("10.0.0.{n}:8080")).collect()
 }
 
+/// A Service, endpoints, and which of them are in the sets `cluster` and `local`; whether there are any.
+type Case<'a> = (&'a Value, &'a List, &'a [u8], &'a [u8], bool);
+
 /// Endpoints or hints in a shorthand.
 type List = [(&'static str, &'static str)];
 
@@ -196,7 +199,7 @@ fn s15_oracle_83_to_88_which_endpoints_are_used() {
     let cluster = json!({"clusterIP": "10.96.0.1"});
     let internal_local = json!({"clusterIP": "10.96.0.1", "internalTrafficPolicy": "Local"});
     // Policy, endpoints, then cluster, local, any.
-    let cases: [(&Value, &List, &[u8], &[u8], bool); 12] = [
+    let cases: [Case<'_>; 12] = [
         (
             &cluster,
             &[("here", "rs"), ("there", "rs")],

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::object::{Endpoint, Service, ServicePort, TrafficPolicy};
+use super::service::Ground;
+use crate::object::{AddressFamily, Endpoint, Service, ServicePort, TargetPort, TrafficPolicy};
+use crate::store::Store;
 
 /// Where endpoints are looked at from.
 #[derive(Clone, Copy, Debug)]
@@ -127,4 +129,91 @@ impl Topology {
             Self::Node => endpoint.node_hints.iter().any(|it| **it == *here.node),
         }
     }
+}
+
+/// The endpoints of one port, from EndpointSlices or, where nobody makes those, from pods.
+pub(crate) fn collect<'a>(
+    service: &Service,
+    port: &ServicePort,
+    family: AddressFamily,
+    store: &'a Store,
+    made: &'a [(Endpoint, Vec<(String, u16)>)],
+    endpoints: &mut Endpoints<'a>,
+) {
+    for slice in store
+        .slices_of(&service.name)
+        .filter(|it| it.family == family)
+    {
+        let of_port = slice.ports.iter();
+        let of_port = of_port.filter(|it| it.name == port.name && it.protocol == port.protocol);
+        for number in of_port.map(|it| it.port) {
+            for endpoint in &slice.endpoints {
+                endpoints.add(endpoint, number);
+            }
+        }
+    }
+    for (endpoint, ports) in made {
+        let number = ports
+            .iter()
+            .find(|(name, _)| *name == port.name)
+            .map(|(_, number)| *number);
+        if endpoint.address.is_ipv6() == (family == AddressFamily::V6)
+            && let Some(number) = number
+        {
+            endpoints.add(endpoint, number);
+        }
+    }
+}
+
+/// The pods that a Service selects, with the number of each of its ports there.
+pub(crate) fn endpoints_of_selector(
+    service: &Service,
+    ground: Ground<'_>,
+) -> Vec<(Endpoint, Vec<(String, u16)>)> {
+    let store = ground.store;
+    if !ground.config.endpoints_from_selectors
+        || service.selector.is_empty()
+        || store.slices_of(&service.name).next().is_some()
+    {
+        return Vec::new();
+    }
+    let selected = store.pods_in(&service.name.namespace).filter(|pod| {
+        let mut pairs = service.selector.iter();
+        !pod.ended && pairs.all(|(key, value)| pod.labels.get(key) == Some(value))
+    });
+    let mut made = Vec::new();
+    for pod in selected {
+        let attached = ground.attached.get(&pod.name);
+        let addresses = attached.map_or(&pod.addresses, |it| &it.addresses);
+        let ports: Vec<(String, u16)> = service
+            .ports
+            .iter()
+            .filter_map(|port| {
+                let number = match &port.target {
+                    TargetPort::Number(number) => Some(*number),
+                    TargetPort::Name(name) => pod
+                        .ports
+                        .iter()
+                        .find(|it| it.name == *name && it.protocol == port.protocol)
+                        .map(|it| it.port),
+                };
+                number.map(|number| (port.name.clone(), number))
+            })
+            .collect();
+        let here = attached.map(|_| ground.config.node.clone());
+        for address in addresses {
+            let endpoint = Endpoint {
+                address: *address,
+                ready: (pod.ready && !pod.terminating) || service.publish_not_ready,
+                serving: pod.ready || service.publish_not_ready,
+                terminating: pod.terminating,
+                node: here.clone().or_else(|| pod.node.clone()),
+                zone: None,
+                zone_hints: Vec::new(),
+                node_hints: Vec::new(),
+            };
+            made.push((endpoint, ports.clone()));
+        }
+    }
+    made
 }

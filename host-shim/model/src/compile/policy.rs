@@ -1,43 +1,33 @@
 //! Policy: who has which identity, which policies hold for which link, and the rulesets that follow.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
-use std::sync::Arc;
 
-use sluice_contract::policy::{BindingRow, Direction, LAYERS, LayerId, RulesetId, RulesetRow};
+use sluice_contract::policy::{BindingRow, Direction, RulesetId};
 use sluice_contract::{Identity, LinkId};
 
-use super::identity::{Displaced, Group, Identities};
+use super::identity::{Displaced, Identities};
+use super::pods::Pods;
+use super::publish::{publish, publish_row, retract};
 use super::rules::{Applied, RuleNames, names_nodes};
 use super::ruleset::{Ground, Ruleset};
 use super::selector::{SelectorId, Selectors};
 use super::{Attached, hash};
 use crate::diff::Tables;
-use crate::object::{Labels, Name, NamedPort, Pod};
+use crate::object::Name;
 use crate::store::{Changes, Store};
 
 /// Everything that is kept between two changes.
 #[derive(Debug, Default)]
 pub(crate) struct Engine {
-    identities: Identities,
+    pods: Pods,
     selectors: Selectors,
     names: RuleNames,
-    pods: HashMap<Name, View>,
-    /// Pods that say that they have an address: one, as a rule.
-    claims: BTreeMap<IpAddr, BTreeSet<Name>>,
     rulesets: BTreeMap<RulesetId, Entry>,
     ids: HashMap<Applied, RulesetId>,
     by_selector: HashMap<SelectorId, BTreeSet<RulesetId>>,
     by_network_policy: HashMap<Name, BTreeSet<RulesetId>>,
     by_cluster_policy: HashMap<Name, BTreeSet<RulesetId>>,
     bound: BTreeMap<LinkId, [RulesetId; 2]>,
-}
-
-/// What policy sees of a pod.
-#[derive(Debug, PartialEq, Eq)]
-struct View {
-    identity: Identity,
-    addresses: Vec<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -53,13 +43,13 @@ type Affected = BTreeMap<RulesetId, BTreeSet<Identity>>;
 impl Engine {
     pub(crate) fn new(displaced: impl IntoIterator<Item = Displaced>) -> Self {
         Self {
-            identities: Identities::new(displaced),
+            pods: Pods::new(displaced),
             ..Self::default()
         }
     }
 
     pub(crate) fn identities(&self) -> &Identities {
-        &self.identities
+        self.pods.identities()
     }
 
     pub(crate) fn names(&self) -> &RuleNames {
@@ -67,7 +57,7 @@ impl Engine {
     }
 
     pub(crate) fn identity_of_pod(&self, pod: &Name) -> Option<Identity> {
-        self.pods.get(pod).map(|view| view.identity)
+        self.pods.identity(pod)
     }
 
     pub(crate) fn update(
@@ -87,11 +77,20 @@ impl Engine {
         let mut addresses = BTreeSet::new();
         for pod in &pods {
             let attached = local.get(pod).map(|(_, it)| *it);
-            self.update_pod(pod, store, attached, &mut addresses, &mut affected);
+            let touched = self.pods.update(pod, store.pod(pod), attached);
+            addresses.extend(touched.addresses);
+            for identity in touched.appeared.into_iter().chain(touched.gone) {
+                self.reselect(identity, store, &mut affected);
+            }
         }
         for address in &addresses {
-            let identity = self.owner(*address, store, &local);
-            tables.set_identity(*address, identity);
+            let is_attached = |it: &Name| {
+                local
+                    .get(it)
+                    .is_some_and(|(_, it)| it.addresses.contains(address))
+            };
+            let owner = self.pods.owner(*address, store, is_attached);
+            tables.set_identity(*address, owner);
         }
         for namespace in &changes.namespaces {
             self.update_namespace(namespace, store, &mut affected);
@@ -108,72 +107,18 @@ impl Engine {
         self.update_classes(&affected, &stale, store, tables);
     }
 
-    /// A pod has appeared, changed or gone.
-    fn update_pod(
-        &mut self,
-        name: &Name,
-        store: &Store,
-        attached: Option<&Attached>,
-        addresses: &mut BTreeSet<IpAddr>,
-        affected: &mut Affected,
-    ) {
-        let now = see(name, store.pod(name), attached);
-        let former = self.pods.remove(name);
-        let view = now.map(|(group, addresses)| {
-            let (identity, is_new) = self.identities.acquire(group);
-            if is_new {
-                self.reselect(identity, store, affected);
-            }
-            View {
-                identity,
-                addresses,
-            }
-        });
-        if let Some(former) = &former
-            && view.as_ref() == Some(former)
-        {
-            // Acquired once more than it is used.
-            self.identities.release(former.identity);
-        }
-        if former == view {
-            // What it claims may count for more or less now: it is being deleted, it was attached.
-            addresses.extend(view.iter().flat_map(|it| &it.addresses));
-            self.pods.extend(view.map(|it| (name.clone(), it)));
-            return;
-        }
-        if let Some(former) = former {
-            for address in &former.addresses {
-                if let Some(claims) = self.claims.get_mut(address) {
-                    claims.remove(name);
-                    if claims.is_empty() {
-                        self.claims.remove(address);
-                    }
-                }
-                addresses.insert(*address);
-            }
-            if self.identities.release(former.identity) {
-                self.reselect(former.identity, store, affected);
-            }
-        }
-        if let Some(view) = view {
-            for address in &view.addresses {
-                self.claims
-                    .entry(*address)
-                    .or_default()
-                    .insert(name.clone());
-                addresses.insert(*address);
-            }
-            self.pods.insert(name.clone(), view);
-        }
-    }
-
     /// An identity is new or gone, or its namespace has other labels.
     fn reselect(&mut self, identity: Identity, store: &Store, affected: &mut Affected) {
         let labels = self
-            .identities
+            .pods
+            .identities()
             .group(identity)
             .map(|it| store.namespace_labels(&it.namespace));
-        let group = self.identities.group(identity).zip(labels.as_deref());
+        let group = self
+            .pods
+            .identities()
+            .group(identity)
+            .zip(labels.as_deref());
         for selector in self.selectors.update(identity, group) {
             for ruleset in self.by_selector.get(&selector).into_iter().flatten() {
                 affected.entry(*ruleset).or_default().insert(identity);
@@ -183,31 +128,14 @@ impl Engine {
 
     fn update_namespace(&mut self, namespace: &str, store: &Store, affected: &mut Affected) {
         let inside = self
-            .identities
+            .pods
+            .identities()
             .iter()
             .filter(|(_, it)| &*it.namespace == namespace);
         let inside: Vec<Identity> = inside.map(|(identity, _)| identity).collect();
         for identity in inside {
             self.reselect(identity, store, affected);
         }
-    }
-
-    /// Whose an address is: of several pods that claim it the one that is attached here, then one that is not being
-    /// deleted, then the first by name.
-    fn owner(
-        &self,
-        address: IpAddr,
-        store: &Store,
-        local: &HashMap<&Name, (LinkId, &Attached)>,
-    ) -> Option<Identity> {
-        let owner = self.claims.get(&address)?.iter().min_by_key(|name| {
-            let attached = local
-                .get(name)
-                .is_some_and(|(_, it)| it.addresses.contains(&address));
-            let terminating = store.pod(name).is_some_and(|it| it.terminating);
-            (!attached, terminating)
-        })?;
-        self.identity_of_pod(owner)
     }
 
     /// Rulesets that have to be compiled again.
@@ -265,7 +193,7 @@ impl Engine {
                 continue;
             };
             let applied = known.entry(identity).or_insert_with(|| {
-                let group = self.identities.group(identity);
+                let group = self.pods.identities().group(identity);
                 [Direction::Ingress, Direction::Egress]
                     .map(|direction| group.and_then(|it| Applied::find(store, it, direction)))
             });
@@ -412,7 +340,7 @@ impl Engine {
     ) -> T {
         let (addresses, spans) = tables.for_compiler();
         work(&mut Ground {
-            identities: &self.identities,
+            identities: self.pods.identities(),
             selectors: &mut self.selectors,
             spans,
             names: &mut self.names,
@@ -450,74 +378,6 @@ impl Engine {
             }
             publish_row(*id, &entry.ruleset, tables);
             self.rulesets.insert(*id, entry);
-        }
-    }
-}
-
-/// Group and addresses of a pod; `None`: policy does not see it.
-fn see(
-    name: &Name,
-    pod: Option<&Pod>,
-    attached: Option<&Attached>,
-) -> Option<(Group, Vec<IpAddr>)> {
-    match (pod, attached) {
-        (Some(pod), Some(attached)) => Some((Group::of(pod), attached.addresses.clone())),
-        (Some(pod), None) => {
-            let has_own = !pod.host_network && !pod.ended && !pod.addresses.is_empty();
-            has_own.then(|| (Group::of(pod), pod.addresses.clone()))
-        }
-        (None, Some(attached)) => {
-            let ports: Arc<[NamedPort]> = Arc::from([]);
-            let group = Group {
-                namespace: name.namespace.clone(),
-                labels: Arc::new(Labels::default()),
-                ports,
-            };
-            Some((group, attached.addresses.clone()))
-        }
-        (None, None) => None,
-    }
-}
-
-/// Puts a ruleset's rows in place of those it had.
-fn publish(id: RulesetId, ruleset: &Ruleset, tables: &mut Tables) {
-    for index in 0..LAYERS as u64 {
-        let layer = LayerId(id.0 | index);
-        let now = ruleset
-            .layers
-            .iter()
-            .find(|it| it.row.id == layer)
-            .map(|it| &it.classes);
-        for identity in tables.classes_of(layer) {
-            if now.is_none_or(|it| !it.contains_key(&identity)) {
-                tables.set_class(layer, identity, None);
-            }
-        }
-        for (identity, (span, _)) in now.into_iter().flatten() {
-            tables.set_class(layer, *identity, Some(*span));
-        }
-    }
-    publish_row(id, ruleset, tables);
-}
-
-fn publish_row(id: RulesetId, ruleset: &Ruleset, tables: &mut Tables) {
-    let layers = ruleset.layers.iter().map(|layer| {
-        let mut row = layer.row;
-        row.classes = !layer.classes.is_empty();
-        row
-    });
-    let row = RulesetRow {
-        id,
-        layers: layers.collect(),
-    };
-    tables.set_ruleset(id, Some(row));
-}
-
-fn retract(id: RulesetId, ruleset: &Ruleset, tables: &mut Tables) {
-    tables.set_ruleset(id, None);
-    for layer in &ruleset.layers {
-        for identity in layer.classes.keys() {
-            tables.set_class(layer.row.id, *identity, None);
         }
     }
 }

@@ -10,8 +10,9 @@ use sluice_contract::policy::{
     Action, Direction, Layer, LayerId, RuleId, RulesetId, SpanId, Target,
 };
 
-use super::identity::{Group, Identities};
-use super::paint::{self, Canvas, Range, Stroke, sweep};
+use super::identity::Identities;
+use super::matching::{CompiledRule, Side};
+use super::paint::{Canvas, sweep};
 use super::rules::{Applied, EVERYTHING, PeerMatch, PortMatch, Rule, RuleNames, TierRules};
 use super::selector::{SelectorId, Selectors, Wanted};
 use super::span::{Holds, PIECES, Spans};
@@ -57,26 +58,6 @@ pub(crate) struct CompiledLayer {
 #[derive(Debug)]
 struct CompiledTier {
     rules: Vec<CompiledRule>,
-}
-
-#[derive(Debug)]
-struct CompiledRule {
-    rule: Rule,
-    id: RuleId,
-    /// Of the peers that are pods.
-    selectors: Vec<SelectorId>,
-    /// For incoming traffic, keys of all ports; for outgoing, those that need no look-up.
-    keys: Vec<(u32, u32)>,
-    /// For outgoing traffic: ports to be looked up at the destination.
-    named: Vec<PortMatch>,
-}
-
-/// Whom a class is for.
-enum Side<'a> {
-    Pod(Identity, &'a Group),
-    /// A pod that no selector singles out.
-    AnyPod,
-    Other,
 }
 
 impl Ruleset {
@@ -342,90 +323,5 @@ impl CompiledLayer {
             .map(|(start, target)| (u32::try_from(*start).unwrap_or(u32::MAX), *target))
             .collect();
         ground.spans.map(&map, holds)
-    }
-}
-
-impl CompiledRule {
-    fn matches(&self, side: &Side<'_>, selectors: &Selectors) -> bool {
-        let everybody = self.rule.peers.iter().any(|it| match it {
-            PeerMatch::Everybody => true,
-            PeerMatch::Pods(wanted) => wanted.is_everything() && !matches!(side, Side::Other),
-            PeerMatch::Block(_) => false,
-        });
-        everybody
-            || matches!(side, Side::Pod(identity, _)
-                if self.selectors.iter().any(|it| selectors.contains(*it, *identity)))
-    }
-
-    fn keys_for(&self, side: &Side<'_>) -> Vec<(u32, u32)> {
-        let mut keys = self.keys.clone();
-        if let Side::Pod(_, group) = side {
-            keys.extend(self.named.iter().flat_map(|it| it.keys(&group.ports)));
-        }
-        keys
-    }
-
-    fn stroke(&self, order: usize, keys: Vec<(u32, u32)>) -> Stroke {
-        Stroke {
-            action: self.rule.action,
-            order: u16::try_from(order).unwrap_or(u16::MAX),
-            rule: self.id,
-            keys,
-        }
-    }
-
-    /// Adds what the rule says to addresses.
-    fn block_ranges(
-        &self,
-        order: usize,
-        v6: bool,
-        ground: &Ground<'_>,
-        strokes: &mut Vec<Stroke>,
-        ranges: &mut Vec<Range>,
-    ) {
-        let mut own: Vec<(u128, u128)> = Vec::new();
-        for peer in &self.rule.peers {
-            if let PeerMatch::Block(block) = peer
-                && block.cidr.address().is_ipv6() == v6
-            {
-                own.extend(paint::without(&block.cidr, &block.except));
-            }
-        }
-        let mut add = |keys: Vec<(u32, u32)>, covers: &[(u128, u128)]| {
-            let rule = strokes.len();
-            strokes.push(self.stroke(order, keys));
-            ranges.extend(covers.iter().map(|(first, last)| Range {
-                rule,
-                first: *first,
-                last: *last,
-            }));
-        };
-        if !self.keys.is_empty() && !own.is_empty() {
-            add(self.keys.clone(), &own);
-        }
-        if self.named.is_empty() || own.is_empty() {
-            return;
-        }
-        for (address, identity) in ground.addresses {
-            let Some(group) = ground.identities.group(*identity) else {
-                continue;
-            };
-            let number = match address {
-                IpAddr::V4(v4) => u128::from(v4.to_bits()),
-                IpAddr::V6(v6) => v6.to_bits(),
-            };
-            let inside = address.is_ipv6() == v6
-                && own
-                    .iter()
-                    .any(|(first, last)| (*first..=*last).contains(&number));
-            let keys: Vec<_> = self
-                .named
-                .iter()
-                .flat_map(|it| it.keys(&group.ports))
-                .collect();
-            if inside && !keys.is_empty() {
-                add(keys, &[(number, number)]);
-            }
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! Each Service is compiled on its own, so a change of one costs what that one has. What two Services may both claim (an
 //! address, a frontend) goes to the first by name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -14,12 +14,11 @@ use sluice_contract::service::{
 use sluice_contract::types::Family;
 use sluice_contract::{Protocol, limits};
 
-use super::endpoints::{Categories, Endpoints, Here, Target};
-use super::{Attached, Config, Maglev, hash, maglev};
+use super::endpoints::{Categories, Endpoints, Here, Target, collect, endpoints_of_selector};
+use super::numbers::Numbers;
+use super::{Attached, Config, Maglev, maglev};
 use crate::diff::Tables;
-use crate::object::{
-    AddressFamily, Affinity, Endpoint, Name, Service, ServicePort, TargetPort, TrafficPolicy,
-};
+use crate::object::{AddressFamily, Affinity, Name, Service, ServicePort, TrafficPolicy};
 use crate::store::{Changes, Store};
 
 /// Backends of one set, at most: their index is 16 bits, and Maglev's largest table has 65521 slots.
@@ -44,42 +43,6 @@ struct PortKey {
     port: String,
     protocol: Protocol,
     v6: bool,
-}
-
-/// Numbers that follow from what they stand for; where two meet, the later one steps aside.
-#[derive(Debug)]
-struct Numbers<K> {
-    numbers: HashMap<K, u32>,
-    taken: HashSet<u32>,
-}
-
-impl<K> Default for Numbers<K> {
-    fn default() -> Self {
-        Self {
-            numbers: HashMap::new(),
-            taken: HashSet::new(),
-        }
-    }
-}
-
-impl<K: Clone + Eq + std::hash::Hash> Numbers<K> {
-    fn number(&mut self, key: &K) -> u32 {
-        if let Some(number) = self.numbers.get(key) {
-            return *number;
-        }
-        let mut number = u32::try_from(hash::of(key) >> 32).unwrap_or_default();
-        while !self.taken.insert(number) {
-            number = number.wrapping_add(1);
-        }
-        self.numbers.insert(key.clone(), number);
-        number
-    }
-
-    fn retain(&mut self, keep: impl Fn(&K) -> bool) {
-        let taken = &mut self.taken;
-        self.numbers
-            .retain(|key, number| keep(key) || !taken.remove(number));
-    }
 }
 
 /// What the compiler reads.
@@ -413,91 +376,4 @@ fn set_rows(
             }));
         }
     }
-}
-
-/// The endpoints of one port, from EndpointSlices or, where nobody makes those, from pods.
-fn collect<'a>(
-    service: &Service,
-    port: &ServicePort,
-    family: AddressFamily,
-    store: &'a Store,
-    made: &'a [(Endpoint, Vec<(String, u16)>)],
-    endpoints: &mut Endpoints<'a>,
-) {
-    for slice in store
-        .slices_of(&service.name)
-        .filter(|it| it.family == family)
-    {
-        let of_port = slice.ports.iter();
-        let of_port = of_port.filter(|it| it.name == port.name && it.protocol == port.protocol);
-        for number in of_port.map(|it| it.port) {
-            for endpoint in &slice.endpoints {
-                endpoints.add(endpoint, number);
-            }
-        }
-    }
-    for (endpoint, ports) in made {
-        let number = ports
-            .iter()
-            .find(|(name, _)| *name == port.name)
-            .map(|(_, number)| *number);
-        if endpoint.address.is_ipv6() == (family == AddressFamily::V6)
-            && let Some(number) = number
-        {
-            endpoints.add(endpoint, number);
-        }
-    }
-}
-
-/// The pods that a Service selects, with the number of each of its ports there.
-fn endpoints_of_selector(
-    service: &Service,
-    ground: Ground<'_>,
-) -> Vec<(Endpoint, Vec<(String, u16)>)> {
-    let store = ground.store;
-    if !ground.config.endpoints_from_selectors
-        || service.selector.is_empty()
-        || store.slices_of(&service.name).next().is_some()
-    {
-        return Vec::new();
-    }
-    let selected = store.pods_in(&service.name.namespace).filter(|pod| {
-        let mut pairs = service.selector.iter();
-        !pod.ended && pairs.all(|(key, value)| pod.labels.get(key) == Some(value))
-    });
-    let mut made = Vec::new();
-    for pod in selected {
-        let attached = ground.attached.get(&pod.name);
-        let addresses = attached.map_or(&pod.addresses, |it| &it.addresses);
-        let ports: Vec<(String, u16)> = service
-            .ports
-            .iter()
-            .filter_map(|port| {
-                let number = match &port.target {
-                    TargetPort::Number(number) => Some(*number),
-                    TargetPort::Name(name) => pod
-                        .ports
-                        .iter()
-                        .find(|it| it.name == *name && it.protocol == port.protocol)
-                        .map(|it| it.port),
-                };
-                number.map(|number| (port.name.clone(), number))
-            })
-            .collect();
-        let here = attached.map(|_| ground.config.node.clone());
-        for address in addresses {
-            let endpoint = Endpoint {
-                address: *address,
-                ready: (pod.ready && !pod.terminating) || service.publish_not_ready,
-                serving: pod.ready || service.publish_not_ready,
-                terminating: pod.terminating,
-                node: here.clone().or_else(|| pod.node.clone()),
-                zone: None,
-                zone_hints: Vec::new(),
-                node_hints: Vec::new(),
-            };
-            made.push((endpoint, ports.clone()));
-        }
-    }
-    made
 }

@@ -7,6 +7,7 @@
     reason = "a test ends where its ground is not as it expects; JSON is built from values"
 )]
 
+mod cluster_tables;
 mod ground;
 mod packets;
 mod random;

@@ -1,0 +1,143 @@
+//! What policy sees of pods: the identity and the addresses of each, and whose an address is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sluice_contract::Identity;
+
+use super::Attached;
+use super::identity::{Displaced, Group, Identities};
+use crate::object::{Labels, Name, NamedPort, Pod};
+use crate::store::Store;
+
+/// All pods.
+#[derive(Debug, Default)]
+pub(crate) struct Pods {
+    identities: Identities,
+    views: HashMap<Name, View>,
+    /// Pods that say that they have an address: one, as a rule.
+    claims: BTreeMap<IpAddr, BTreeSet<Name>>,
+}
+
+/// What policy sees of a pod.
+#[derive(Debug, PartialEq, Eq)]
+struct View {
+    identity: Identity,
+    addresses: Vec<IpAddr>,
+}
+
+/// What a change of a pod has touched.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    /// Whose owner may be another one now.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// An identity that was not there before, and one that is not there any more.
+    pub(crate) appeared: Option<Identity>,
+    pub(crate) gone: Option<Identity>,
+}
+
+impl Pods {
+    pub(crate) fn new(displaced: impl IntoIterator<Item = Displaced>) -> Self {
+        Self {
+            identities: Identities::new(displaced),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn identities(&self) -> &Identities {
+        &self.identities
+    }
+
+    pub(crate) fn identity(&self, pod: &Name) -> Option<Identity> {
+        self.views.get(pod).map(|view| view.identity)
+    }
+
+    /// A pod has appeared, changed or gone.
+    pub(crate) fn update(
+        &mut self,
+        name: &Name,
+        pod: Option<&Pod>,
+        attached: Option<&Attached>,
+    ) -> Touched {
+        let mut touched = Touched::default();
+        let former = self.views.remove(name);
+        let view = see(name, pod, attached).map(|(group, addresses)| {
+            let (identity, is_new) = self.identities.acquire(group);
+            touched.appeared = is_new.then_some(identity);
+            View {
+                identity,
+                addresses,
+            }
+        });
+        // What a pod claims may count for more or less now even if it claims the same: it is being deleted, it was attached.
+        for view in former.iter().chain(&view) {
+            touched.addresses.extend(&view.addresses);
+        }
+        if let Some(former) = former {
+            for address in &former.addresses {
+                if let Some(claims) = self.claims.get_mut(address) {
+                    claims.remove(name);
+                    if claims.is_empty() {
+                        self.claims.remove(address);
+                    }
+                }
+            }
+            // After the new one was acquired: if it is the same identity it lives on.
+            touched.gone = self
+                .identities
+                .release(former.identity)
+                .then_some(former.identity);
+        }
+        if let Some(view) = view {
+            for address in &view.addresses {
+                self.claims
+                    .entry(*address)
+                    .or_default()
+                    .insert(name.clone());
+            }
+            self.views.insert(name.clone(), view);
+        }
+        touched
+    }
+
+    /// Whose an address is: of several pods that claim it the one that is attached here, then one that is not being
+    /// deleted, then the first by name.
+    pub(crate) fn owner(
+        &self,
+        address: IpAddr,
+        store: &Store,
+        is_attached: impl Fn(&Name) -> bool,
+    ) -> Option<Identity> {
+        let owner = self.claims.get(&address)?.iter().min_by_key(|name| {
+            let terminating = store.pod(name).is_some_and(|it| it.terminating);
+            (!is_attached(name), terminating)
+        })?;
+        self.identity(owner)
+    }
+}
+
+/// Group and addresses of a pod; `None`: policy does not see it.
+fn see(
+    name: &Name,
+    pod: Option<&Pod>,
+    attached: Option<&Attached>,
+) -> Option<(Group, Vec<IpAddr>)> {
+    match (pod, attached) {
+        (Some(pod), Some(attached)) => Some((Group::of(pod), attached.addresses.clone())),
+        (Some(pod), None) => {
+            let has_own = !pod.host_network && !pod.ended && !pod.addresses.is_empty();
+            has_own.then(|| (Group::of(pod), pod.addresses.clone()))
+        }
+        (None, Some(attached)) => {
+            let ports: Arc<[NamedPort]> = Arc::from([]);
+            let group = Group {
+                namespace: name.namespace.clone(),
+                labels: Arc::new(Labels::default()),
+                ports,
+            };
+            Some((group, attached.addresses.clone()))
+        }
+        (None, None) => None,
+    }
+}
