@@ -152,6 +152,37 @@ fn e08_what_nobody_here_asked_for_is_the_nodes_own_business() {
 }
 
 #[test]
+fn w08_pods_speak_no_tunnel_to_nodes_unless_they_may() {
+    for a in BOTH {
+        let mut bench = node::node();
+        let frames = |to: &str| {
+            let vxlan = [4789, 8472, 6081].map(|port| packet(16, a.pods[0], to).udp(1, port));
+            let ipip = packet(16, a.pods[0], to).raw(4).payload(&[0; 20]);
+            vxlan
+                .into_iter()
+                .chain([ipip])
+                .map(|builder| builder.build())
+        };
+        for to in [a.node, a.other_node] {
+            for frame in frames(to) {
+                assert_eq!(bench.send(16, &frame).dropped(), DropReason::EncapFromPod);
+            }
+        }
+        bench
+            .send(16, &frames(a.pods[1]).next().unwrap())
+            .forwarded(17);
+        let open = NatRow {
+            deny_encap: false,
+            ..nat()
+        };
+        bench.commit(&[service(ServiceRow::Nat(open))]);
+        bench
+            .send(16, &frames(a.other_node).next().unwrap())
+            .forwarded(UPLINK);
+    }
+}
+
+#[test]
 fn checksums_that_wait_for_the_far_side_keep_waiting_for_the_right_sum() {
     use sluice_appliance::wire::checksum;
     for a in BOTH {

@@ -1,0 +1,105 @@
+//! What the fuzz targets run: whole pipelines fed with any bytes.
+
+extern crate std;
+
+use super::{Bench, Builder, node};
+use crate::frame::Offload;
+use crate::time::Duration;
+
+/// Fuzz entry: the bytes are frames, each with a leading length and link, through a pipeline with a few pods.
+/// Holds: no panic, and the counters sum up.
+///
+/// # Panics
+/// If what has to hold does not.
+pub fn fuzz_frames(bytes: &[u8]) {
+    KEPT.with_borrow_mut(|bench| fuzz_frames_through(bench.get_or_insert_with(fuzz_bench), bytes));
+}
+
+std::thread_local! {
+    /// One pipeline for all inputs of a thread: a fixture's memory is never given back.
+    static KEPT: core::cell::RefCell<Option<Bench>> = const { core::cell::RefCell::new(None) };
+}
+
+/// Pods, the host, an uplink and a Service in each family.
+fn fuzz_bench() -> Bench {
+    let mut bench = node::node();
+    for (id, addresses) in [(0, node::V4), (1, node::V6)] {
+        let mut svc = node::Svc::new(&[(addresses.pods[1], 53)], &[]);
+        svc.id = id;
+        bench.commit(&svc.rows(&addresses));
+    }
+    bench
+}
+
+/// The same through a pipeline that is already there.
+///
+/// # Panics
+/// If what has to hold does not.
+pub fn fuzz_frames_through(bench: &mut Bench, mut bytes: &[u8]) {
+    while let [length, link, offload, rest @ ..] = bytes {
+        let length = (usize::from(*length) * 2).min(rest.len());
+        let (frame, rest) = rest.split_at(length);
+        bytes = rest;
+        let link = match link % 6 {
+            0 => 1,
+            1 => 2,
+            n => 14 + u16::from(n),
+        };
+        let offload = self::offload(*offload);
+        bench.send_with(link, frame, 0, offload);
+        bench.now = bench.now + Duration::from_millis(u64::from(*frame.first().unwrap_or(&0)));
+    }
+}
+
+/// Offload words out of one byte.
+fn offload(byte: u8) -> Offload {
+    use crate::frame::{Gso, GsoKind, Partial};
+    let partial = (byte & 1 != 0).then_some(Partial {
+        start: 34 + u16::from(byte >> 6) * 20,
+        offset: if byte & 2 == 0 { 6 } else { 16 },
+    });
+    let gso = (byte & 4 != 0).then_some(Gso {
+        kind: if byte & 8 == 0 {
+            GsoKind::Tcp4
+        } else {
+            GsoKind::Udp
+        },
+        size: u16::from(byte) * 6,
+        header: 54,
+        ecn: false,
+    });
+    Offload {
+        partial,
+        verified: byte & 16 != 0,
+        gso,
+        tunnel: None,
+    }
+}
+
+/// Fuzz entry: the bytes are a control stream. Holds: no panic, and tables that were committed stay whole.
+///
+/// # Panics
+/// If what has to hold does not.
+pub fn fuzz_control(bytes: &[u8]) {
+    KEPT.with_borrow_mut(|bench| {
+        fuzz_control_of(bench.get_or_insert_with(fuzz_bench), bytes);
+    });
+}
+
+fn fuzz_control_of(bench: &mut Bench, bytes: &[u8]) {
+    use crate::session::{Facts, Session};
+    use sluice_contract::frame::{Decoder, decode};
+    let mut session = Session::new(Facts::default());
+    let mut decoder = Decoder::default();
+    let mut input = bytes;
+    while let Some(payload) = decoder.next(&mut input) {
+        let Some(envelope) = decode(payload) else {
+            continue;
+        };
+        while !bench.pipeline.work(64) {}
+        session.receive(&envelope, &mut bench.pipeline, 0);
+        while session.poll(&bench.pipeline).is_some() {}
+    }
+    // Whatever was said, the dataplane still takes packets.
+    bench.send(16, &Builder::from(16, "10.0.0.1", "10.0.0.2").build());
+}
