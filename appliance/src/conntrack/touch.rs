@@ -1,6 +1,7 @@
 //! What a batch of lookups will read, brought into the cache at once: on a table that does not fit there, memory is nearly
 //! all that a lookup costs.
 
+use crate::conntrack::region::unpack;
 use crate::conntrack::{Conntrack, index};
 use crate::flow::FlowHash;
 
@@ -51,6 +52,11 @@ impl Conntrack<'_> {
         }
         for slot in slots.iter().take(hashes.len()) {
             sum ^= details[*slot].attached[0] ^ u32::from(details[*slot].seal);
+        }
+        for slot in slots.iter().take(hashes.len()) {
+            // The reply addresses of a translated connection of IPv6; of all others slot 0.
+            let extension = unpack(rows[*slot].extension).min(last);
+            sum ^= rows[extension as usize].seen;
         }
         sum
     }
