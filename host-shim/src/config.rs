@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sluice_cni::capability::PortMapping;
 use sluice_contract::limits;
 
+use crate::uplink::config::UplinkConfig;
 use crate::wiring::Mode;
 
 /// Where the appliance runs.
@@ -122,6 +123,9 @@ pub struct Config {
     /// Pods that exist before the daemon does.
     #[serde(default)]
     pub pods: Vec<PodConfig>,
+    /// The way to other nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<UplinkConfig>,
     /// Pods that a container runtime adds.
     #[serde(default)]
     pub cni: CniConfig,
@@ -259,6 +263,9 @@ impl Config {
                 sluice_ipam::Plan::of_subnets(self.cni.pod_cidrs.iter().map(String::as_str))
         {
             return refuse("cni.pod_cidrs", error.to_string());
+        }
+        if let Some(Err((field, reason))) = self.uplink.as_ref().map(UplinkConfig::check) {
+            return refuse(field, reason);
         }
         let mut names = BTreeSet::new();
         let mut addresses = BTreeSet::new();

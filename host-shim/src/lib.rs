@@ -9,4 +9,5 @@ mod files;
 pub mod node;
 pub mod supervisor;
 pub mod trunk;
+pub mod uplink;
 pub mod wiring;

@@ -43,6 +43,10 @@ pub struct Plan {
     pub pod_cidrs: Vec<String>,
     /// The node's own addresses, where host ports are served.
     pub node_addresses: Vec<String>,
+    /// Which node this is: its pods are 10.244.n.x and fd00:244:0:n::x.
+    pub number: u8,
+    /// The MTU of its pods.
+    pub mtu: u16,
 }
 
 impl Default for Plan {
@@ -54,6 +58,8 @@ impl Default for Plan {
             memory: 64,
             pod_cidrs: Vec::new(),
             node_addresses: Vec::new(),
+            number: 0,
+            mtu: 1500,
         }
     }
 }
@@ -118,7 +124,8 @@ impl Lab {
         let host = Netns::new("node")?;
         let directory = std::env::temp_dir().join(host.name());
         std::fs::create_dir_all(&directory)?;
-        let pods = (0..plan.pods).map(Pod::new).collect::<Result<Vec<_>>>()?;
+        let pods = (0..plan.pods).map(|index| Pod::new(plan.number, index));
+        let pods = pods.collect::<Result<Vec<_>>>()?;
         let lab = Self {
             node: None,
             pods,
@@ -151,6 +158,7 @@ impl Lab {
             "vmm": program("sluice-vmm"),
             "isolation": plan.isolation,
             "memory_mib": plan.memory,
+            "mtu": plan.mtu,
             "pods": pods,
             "cni": {
                 "pod_cidrs": plan.pod_cidrs,
@@ -158,6 +166,18 @@ impl Lab {
                 "state_dir": self.directory.join("state"),
             },
         })
+    }
+
+    /// Adds the way to other nodes to the configuration of a node that is not started yet.
+    ///
+    /// # Errors
+    /// If the file cannot be changed.
+    pub fn configure_uplink(&self, uplink: &Value) -> Result<()> {
+        let path = self.config_path();
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        config["uplink"] = uplink.clone();
+        std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
+        Ok(())
     }
 
     /// The node's run directory.
@@ -321,14 +341,14 @@ impl Drop for Lab {
 }
 
 impl Pod {
-    fn new(index: usize) -> Result<Self> {
+    fn new(node: u8, index: usize) -> Result<Self> {
         let name = format!("pod-{index}");
         let last = u8::try_from(index + 2).context("too many pods for a /24")?;
         Ok(Self {
             netns: Netns::new(&name)?,
             name,
-            v4: Ipv4Addr::new(10, 244, 0, last),
-            v6: Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, u16::from(last)),
+            v4: Ipv4Addr::new(10, 244, node, last),
+            v6: Ipv6Addr::new(0xfd00, 0x244, 0, node.into(), 0, 0, 0, last.into()),
         })
     }
 }

@@ -8,6 +8,7 @@
 //! * [`lab`]: a node with pods; [`claims`]: what it must show.
 //! * [`cni`]: a node that a runtime adds pods to, called as a runtime calls it.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
+//! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
 //! * [`qemu`]: the image alone under QEMU.
 //! * [`bridge`], [`bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
@@ -26,3 +27,4 @@ pub mod qemu;
 pub mod run;
 pub mod signals;
 pub mod snapshot;
+pub mod underlay;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use sluice_contract::row::NodeRow;
-use sluice_contract::{Key, Row};
+use sluice_contract::{Key, LinkId, Row};
 
 use self::links::{Link, LinkError, LinkTable, SavedLink};
 use crate::config::{Config, ConfigError, OnStop, PodConfig};
@@ -29,7 +29,9 @@ use crate::supervisor::command::Sockets;
 use crate::trunk::driver::{Command, Driver, DriverCounters, Polling};
 use crate::trunk::engine::{Engine, TrunkCounters};
 use crate::trunk::features::{Features, Offloads};
+use crate::trunk::links::LinkCounters;
 use crate::trunk::vhost::{self, TrunkState};
+use crate::uplink::{Uplink, UplinkError};
 use crate::wiring::{WiringError, tap};
 
 /// How long a new link may take to be in force before it is taken back.
@@ -51,6 +53,8 @@ pub enum NodeError {
     },
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
     #[error(transparent)]
     Wiring(#[from] WiringError),
     #[error(transparent)]
@@ -77,6 +81,7 @@ pub struct Node {
     control: Control,
     supervisor: Supervisor,
     links: Mutex<LinkTable>,
+    uplink: Mutex<Option<Uplink>>,
     offloads: Offloads,
     started: Instant,
     /// Held for as long as the daemon lives: one per run directory.
@@ -116,11 +121,15 @@ impl Node {
             control,
             supervisor,
             links: Mutex::new(table),
+            uplink: Mutex::default(),
             offloads,
             started: Instant::now(),
             _lock: lock,
         };
-        let linked = node.restore(saved).and_then(|()| node.link_configured());
+        let linked = node
+            .restore(saved)
+            .and_then(|()| node.link_configured())
+            .and_then(|()| node.link_uplink());
         let served = linked.and_then(|()| {
             node.control
                 .serve(channel)
@@ -151,6 +160,14 @@ impl Node {
                 }
             }
             self.links().remove_file();
+        }
+        let uplink = self
+            .uplink
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mut uplink) = uplink {
+            uplink.stop();
         }
         self.driver.stop();
         let sockets = Sockets::in_dir(&self.config.run_dir);
@@ -211,6 +228,15 @@ impl Node {
         let node = std::iter::once(Row::Node(NodeRow::default())).chain(of_node);
         self.control.put(node.chain(rows));
         Ok(())
+    }
+
+    fn link_uplink(&self) -> Result<(), NodeError> {
+        let Some(config) = &self.config.uplink else {
+            return Ok(());
+        };
+        let (uplink, tap) = Uplink::start(config, &self.control)?;
+        *self.uplink.lock().unwrap_or_else(PoisonError::into_inner) = Some(uplink);
+        self.add_tap(LinkId::UPLINK, tap, Arc::default())
     }
 
     /// Links a pod; returns when the appliance has it in force.
@@ -277,8 +303,11 @@ impl Node {
     }
 
     fn serve(&self, link: &Link, tap: File) -> Result<(), NodeError> {
-        let id = link.saved.id.raw();
-        let counters = link.counters.clone();
+        self.add_tap(link.saved.id, tap, link.counters.clone())
+    }
+
+    fn add_tap(&self, id: LinkId, tap: File, counters: Arc<LinkCounters>) -> Result<(), NodeError> {
+        let id = id.raw();
         let add = |reply| Command::AddLink {
             id,
             tap: OwnedFd::from(tap),

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::drops::{Counter, Drops};
+use super::vnet;
+use crate::wiring::tap;
 
 /// Link ids have 12 bits; 0 and 4095 name no VLAN (IEEE 802.1Q §9.6).
 const IDS: usize = 4096;
@@ -54,6 +56,8 @@ impl Carried {
 pub struct Link {
     id: u16,
     tap: OwnedFd,
+    /// Bytes of the tap's vnet header.
+    header: usize,
     counters: Arc<LinkCounters>,
     active: bool,
 }
@@ -61,6 +65,16 @@ pub struct Link {
 impl Link {
     pub(super) fn tap(&self) -> BorrowedFd<'_> {
         self.tap.as_fd()
+    }
+
+    /// Whether the tap's vnet header tells of tunnels.
+    pub(super) fn knows_tunnels(&self) -> bool {
+        self.header == vnet::LONG_HEADER
+    }
+
+    /// Bytes of the tap's vnet header.
+    pub(super) fn header(&self) -> usize {
+        self.header
     }
 
     pub(super) fn counters(&self) -> &LinkCounters {
@@ -91,7 +105,7 @@ impl Links {
         })
     }
 
-    /// Adds a tap (non-blocking, vnet headers of 12 bytes), replacing the link of the same id.
+    /// Adds a tap (non-blocking, vnet headers of 12 bytes, or of 24 if it knows tunnels), replacing the link of the same id.
     ///
     /// # Errors
     /// When the id is no link id or the tap cannot be watched.
@@ -101,6 +115,11 @@ impl Links {
             Some(slot) if id != 0 => slot,
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         };
+        // What is no tap, as in tests, has the short header.
+        let header = match tap::vnet_header_size(tap.as_fd()) {
+            Ok(vnet::LONG_HEADER) => vnet::LONG_HEADER,
+            _ => vnet::HEADER,
+        };
         let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         self.epoll
             .add(&tap, EpollEvent::new(interest, u64::from(id)))?;
@@ -108,6 +127,7 @@ impl Links {
         *slot = Some(Box::new(Link {
             id,
             tap,
+            header,
             counters,
             active: true,
         }));

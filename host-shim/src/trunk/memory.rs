@@ -237,8 +237,8 @@ impl Scatter {
         self.iovs.drain(FRONT..FRONT + pieces);
     }
 
-    /// Reads one tap frame into the pieces from `first` on: the vnet header into `header`, the rest as it will stand
-    /// on the trunk, with a gap of four bytes for the tag after the MAC addresses. Returns the length on the tap.
+    /// Reads one tap frame into the pieces from `first` on: the vnet header (of the tap's size) into `header`, the rest as it
+    /// will stand on the trunk, with a gap of four bytes for the tag after the MAC addresses. Returns the length on the tap.
     ///
     /// # Errors
     /// `InvalidInput` when piece `first` is missing or shorter than the trunk's headers; else as `readv`.
@@ -246,7 +246,7 @@ impl Scatter {
         &mut self,
         tap: BorrowedFd<'_>,
         first: usize,
-        header: &mut [u8; vnet::HEADER],
+        header: &mut [u8],
     ) -> io::Result<usize> {
         let at = first + FRONT;
         let whole = *self.iovs.get(at).ok_or(io::ErrorKind::InvalidInput)?;
@@ -319,16 +319,13 @@ impl Scatter {
         false
     }
 
-    /// Writes one frame to a tap: `head` in place of the first [`TRUNK_HEAD`] bytes of the pieces, then the rest.
+    /// Writes one frame to a tap: `head` (vnet header and MAC addresses) in place of the first [`TRUNK_HEAD`] bytes of the
+    /// pieces, then the rest.
     /// The pieces are consumed: call [`truncate`](Self::truncate) before the next use.
     ///
     /// # Errors
     /// `InvalidInput` when the pieces are shorter than the trunk's headers; else as `writev`.
-    pub(super) fn write_frame(
-        &mut self,
-        tap: BorrowedFd<'_>,
-        head: &[u8; TAP_HEAD],
-    ) -> io::Result<usize> {
+    pub(super) fn write_frame(&mut self, tap: BorrowedFd<'_>, head: &[u8]) -> io::Result<usize> {
         let mut skip = TRUNK_HEAD;
         let mut at = FRONT;
         loop {

@@ -188,11 +188,16 @@ impl Receiver {
 
     /// Moves one frame from a tap into the staged buffers.
     fn frame(&mut self, id: u16, link: &Link) -> Outcome {
-        let mut header = [0; vnet::HEADER];
-        let n = match self.pieces.read_frame(link.tap(), self.first, &mut header) {
-            Ok(n) => n,
+        let mut long = [0; vnet::LONG_HEADER];
+        let (whole, beyond) = (link.header(), link.header() - vnet::HEADER);
+        let place = long.get_mut(..whole).unwrap_or_default();
+        let n = match self.pieces.read_frame(link.tap(), self.first, place) {
+            // What the long header says more is of no interest to the guest.
+            Ok(n) => n.saturating_sub(beyond),
             Err(error) => return empty_or_gone(&error, link),
         };
+        let mut header = [0; vnet::HEADER];
+        header.copy_from_slice(&long[..vnet::HEADER]);
         let on_trunk = (n + vnet::TAG) as u32;
         if n < vnet::HEADER + vnet::MACS + 2 {
             link.counters().drops.count(HostDrop::ShortHeader);

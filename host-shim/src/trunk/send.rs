@@ -84,9 +84,27 @@ impl Sender {
         let Some(header) = head.first_chunk_mut::<{ vnet::HEADER }>() else {
             return Err(HostDrop::ShortHeader);
         };
-        vnet::to_tap(header).map_err(reason_of)?;
+        let tunnelled = vnet::to_tap(header).map_err(reason_of)?;
         let gso = vnet::is_gso(header);
-        match self.pieces.write_frame(link.tap(), &head) {
+        let written = if link.knows_tunnels() {
+            let header = match tunnelled {
+                None => {
+                    let mut long = [0; vnet::LONG_HEADER];
+                    long[..vnet::HEADER].copy_from_slice(header);
+                    long
+                }
+                Some(tunnel) => tunnel.long_header(header).ok_or(HostDrop::BadOffload)?,
+            };
+            let mut long = [0; vnet::LONG_HEADER + vnet::MACS];
+            long[..vnet::LONG_HEADER].copy_from_slice(&header);
+            long[vnet::LONG_HEADER..].copy_from_slice(&head[vnet::HEADER..]);
+            self.pieces.write_frame(link.tap(), &long)
+        } else if tunnelled.is_some() {
+            return Err(HostDrop::BadOffload);
+        } else {
+            self.pieces.write_frame(link.tap(), &head)
+        };
+        match written {
             Ok(_) => {
                 let bytes = len as usize - vnet::HEADER - vnet::TAG;
                 link.counters().from_guest.add(bytes, gso);

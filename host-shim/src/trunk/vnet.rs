@@ -8,6 +8,8 @@ use thiserror::Error;
 
 /// Length of `virtio_net_hdr_v1`.
 pub const HEADER: usize = 12;
+/// Length of the header of a tap that knows tunnels: `virtio_net_hdr_v1_hash_tunnel`.
+pub const LONG_HEADER: usize = 24;
 /// Length of the two MAC addresses.
 pub const MACS: usize = 12;
 /// Length of an 802.1Q tag.
@@ -15,6 +17,13 @@ pub const TAG: usize = 4;
 
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
+const TUNNEL_CSUM: u8 = 8;
+/// In the GSO type: the packet to be cut lies in a UDP tunnel over IPv4, or over IPv6.
+const TUNNEL4: u8 = 0x20;
+const TUNNEL6: u8 = 0x40;
+/// In the long header: where the outer UDP header begins, and the inner IP header.
+const OUTER_TRANSPORT: usize = 20;
+const INNER_NETWORK: usize = 22;
 const GSO_TYPE: usize = 1;
 const HDR_LEN: usize = 2;
 const CSUM_START: usize = 6;
@@ -27,6 +36,28 @@ pub enum TrunkFault {
     MissingTag,
     #[error("The checksum would start inside the Ethernet header or the tag")]
     BadOffload,
+}
+
+/// A frame to be cut that lies in a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnelled {
+    /// Where the inner IP header begins, without the tag.
+    pub network: u16,
+    /// A UDP tunnel as devices know it, over IPv6 or not; `None`: another kind.
+    pub udp6: Option<bool>,
+}
+
+impl Tunnelled {
+    /// The long header of the frame, out of the short one, which has been through [`to_tap`]; `None` if no device knows this
+    /// kind of tunnel.
+    pub fn long_header(self, header: &[u8; HEADER]) -> Option<[u8; LONG_HEADER]> {
+        let outer = if self.udp6? { 14 + 40u16 } else { 14 + 20 };
+        let mut long = [0; LONG_HEADER];
+        long[..HEADER].copy_from_slice(header);
+        long[OUTER_TRANSPORT..INNER_NETWORK].copy_from_slice(&outer.to_le_bytes());
+        long[INNER_NETWORK..].copy_from_slice(&self.network.to_le_bytes());
+        Some(long)
+    }
 }
 
 fn field(header: &[u8; HEADER], at: usize) -> u16 {
@@ -61,12 +92,24 @@ pub fn to_trunk(header: &mut [u8; HEADER], buffers: u16) {
     put(header, NUM_BUFFERS, buffers);
 }
 
-/// Turns the trunk's header into the tap's.
+/// Turns the trunk's header into the tap's; says so if the frame lies in a tunnel and is to be cut.
 ///
 /// # Errors
-/// [`TrunkFault::BadOffload`] when the checksum would start before the end of the tagged Ethernet header.
-pub fn to_tap(header: &mut [u8; HEADER]) -> Result<(), TrunkFault> {
-    header[0] &= NEEDS_CSUM | DATA_VALID;
+/// [`TrunkFault::BadOffload`] when the checksum would start before the end of the tagged Ethernet header, or a tunnel is said
+/// to be where none can be.
+pub fn to_tap(header: &mut [u8; HEADER]) -> Result<Option<Tunnelled>, TrunkFault> {
+    let tunnel = header[GSO_TYPE] & (TUNNEL4 | TUNNEL6);
+    let network = field(header, NUM_BUFFERS);
+    let tunnelled = match (tunnel, network) {
+        (0, 0) => None,
+        (TUNNEL4 | TUNNEL6, 1..) | (0, 1..) if is_gso(header) => Some(Tunnelled {
+            network: network.saturating_sub(TAG as u16),
+            udp6: (tunnel != 0).then_some(tunnel == TUNNEL6),
+        }),
+        _ => return Err(TrunkFault::BadOffload),
+    };
+    let tunnel_flag = if tunnel == 0 { 0 } else { TUNNEL_CSUM };
+    header[0] &= NEEDS_CSUM | DATA_VALID | tunnel_flag;
     if header[0] & NEEDS_CSUM != 0 {
         let start = field(header, CSUM_START);
         if usize::from(start) < MACS + TAG + 2 {
@@ -77,7 +120,7 @@ pub fn to_tap(header: &mut [u8; HEADER]) -> Result<(), TrunkFault> {
     let len = field(header, HDR_LEN);
     put(header, HDR_LEN, len.saturating_sub(TAG as u16));
     put(header, NUM_BUFFERS, 0);
-    Ok(())
+    Ok(tunnelled)
 }
 
 /// The link a tag names.
@@ -115,15 +158,46 @@ mod tests {
             prop_assert_eq!(field(&header, NUM_BUFFERS), buffers);
             prop_assert_eq!(field(&header, HDR_LEN), hdr_len + 4);
             prop_assert_eq!(field(&header, CSUM_START), start + if flags & 1 == 1 { 4 } else { 0 });
-            to_tap(&mut header).unwrap();
-            prop_assert_eq!(header, before);
+            // What the guest sends says nothing of buffers.
+            put(&mut header, NUM_BUFFERS, 0);
+            let tunnel = gso & (TUNNEL4 | TUNNEL6) != 0;
+            prop_assert_eq!(to_tap(&mut header).is_err(), tunnel);
+            if !tunnel {
+                prop_assert_eq!(header, before);
+            }
         }
 
         #[test]
         fn any_header_from_the_guest_is_judged_without_panic(mut header in any::<[u8; HEADER]>()) {
             let needs = header[0] & 1 != 0;
             let early = field(&header, CSUM_START) < 18;
-            prop_assert_eq!(to_tap(&mut header).is_err(), needs && early);
+            let tunnel = header[GSO_TYPE] & (TUNNEL4 | TUNNEL6);
+            let place = field(&header, NUM_BUFFERS);
+            let contradictory = tunnel == TUNNEL4 | TUNNEL6
+                || (tunnel != 0 && place == 0)
+                || (place != 0 && !is_gso(&header));
+            prop_assert_eq!(to_tap(&mut header).is_err(), contradictory || (needs && early));
+        }
+
+        #[test]
+        fn m12_a_tunnelled_frame_gets_the_long_header(place in 64u16..200, six: bool, start in 80u16..200) {
+            let mut header = [0; HEADER];
+            header[0] = NEEDS_CSUM | TUNNEL_CSUM;
+            header[GSO_TYPE] = 1 | if six { TUNNEL6 } else { TUNNEL4 };
+            put(&mut header, CSUM_START, start + 4);
+            put(&mut header, NUM_BUFFERS, place + 4);
+            let told = to_tap(&mut header).unwrap().unwrap();
+            prop_assert_eq!(told, Tunnelled { network: place, udp6: Some(six) });
+            let long = told.long_header(&header).unwrap();
+            prop_assert_eq!(&long[..12], &header[..]);
+            prop_assert_eq!(long[0], NEEDS_CSUM | TUNNEL_CSUM);
+            let outer = if six { 54u16 } else { 34 };
+            prop_assert_eq!(&long[20..], &[outer.to_le_bytes(), place.to_le_bytes()].concat()[..]);
+            header[GSO_TYPE] = 1;
+            put(&mut header, NUM_BUFFERS, place + 4);
+            put(&mut header, CSUM_START, start + 4);
+            let other = to_tap(&mut header).unwrap().unwrap();
+            prop_assert_eq!(other.long_header(&header), None);
         }
 
         #[test]

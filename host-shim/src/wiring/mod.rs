@@ -291,6 +291,6 @@ impl LinkSpec {
 }
 
 /// An interface of the host's end carries the pod's frames and none of the host's own.
-fn quiet(name: &str) -> io::Result<()> {
+pub(crate) fn quiet(name: &str) -> io::Result<()> {
     set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1")
 }

@@ -38,6 +38,7 @@ pub struct Interface {
     /// `veth`, `tun`, … or empty.
     pub kind: String,
     pub mac: Mac,
+    pub mtu: u16,
     pub up: bool,
 }
 
@@ -61,6 +62,8 @@ pub struct Netlink {
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// `ETH_P_ALL`, in network byte order as `tcm_info` wants it.
 const ALL_PROTOCOLS: u16 = 3u16.to_be();
+/// Priorities of the filters on interfaces that are not ours, by family: by these they are found again.
+const MATCHING: [u16; 2] = [0x534c, 0x534d];
 
 impl Netlink {
     /// Opens a socket to the calling thread's namespace.
@@ -91,6 +94,7 @@ impl Netlink {
                     index: link.header.index,
                     kind: kind_of(&link),
                     mac: mac_of(&link),
+                    mtu: mtu_of(&link),
                     up: link.header.flags.contains(LinkFlags::Up),
                 });
             }
@@ -238,31 +242,71 @@ impl Netlink {
     /// # Errors
     /// As the kernel says.
     pub fn redirect(&mut self, from: u32, to: u32) -> io::Result<()> {
-        let mut qdisc = TcMessage::with_index(from.cast_signed());
-        qdisc.header.parent = TcHandle::CLSACT;
-        qdisc.header.handle = TcHandle {
-            major: 0xffff,
-            minor: 0,
-        };
-        qdisc.attributes.push(TcAttribute::Kind("clsact".into()));
-        self.order(RouteNetlinkMessage::NewQueueDiscipline(qdisc), CREATE)?;
+        self.order(
+            RouteNetlinkMessage::NewQueueDiscipline(clsact(from)),
+            CREATE,
+        )?;
+        self.add_filter(from, to, (1, ALL_PROTOCOLS), everything())
+    }
 
-        let mut filter = TcMessage::with_index(from.cast_signed());
-        filter.header.parent = TcHandle {
-            major: 0xffff,
-            minor: TcHandle::MIN_INGRESS,
+    /// Sends what matches and comes in on `from` out on `to`, before any protocol sees it. An interface that is not ours
+    /// alone: what else hangs there stays.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn redirect_matching(
+        &mut self,
+        from: u32,
+        to: u32,
+        ethertype: u16,
+        selector: TcU32Selector,
+    ) -> io::Result<()> {
+        match self.order(
+            RouteNetlinkMessage::NewQueueDiscipline(clsact(from)),
+            CREATE,
+        ) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+            _ => {}
+        }
+        let priority = match ethertype {
+            0x0800 => MATCHING[0],
+            _ => MATCHING[1],
         };
-        filter.header.info = u32::from(TcHandle {
-            major: 1,
-            minor: ALL_PROTOCOLS,
-        });
+        self.add_filter(from, to, (priority, ethertype.to_be()), selector)
+    }
+
+    /// Takes back all of [`redirect_matching`](Self::redirect_matching).
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn unredirect(&mut self, from: u32) -> io::Result<()> {
+        for (priority, ethertype) in MATCHING.into_iter().zip([0x0800u16, 0x86dd]) {
+            let filter = filter_at(from, (priority, ethertype.to_be()));
+            match self.order(RouteNetlinkMessage::DelTrafficFilter(filter), 0) {
+                Err(error)
+                    if ![Some(libc::ENOENT), Some(libc::EINVAL)]
+                        .contains(&error.raw_os_error()) =>
+                {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn add_filter(
+        &mut self,
+        from: u32,
+        to: u32,
+        place: (u16, u16),
+        selector: TcU32Selector,
+    ) -> io::Result<()> {
+        let mut filter = filter_at(from, place);
         filter
             .attributes
             .push(TcAttribute::Kind(TcFilterU32::KIND.into()));
-        let options = [
-            TcFilterU32Option::Selector(everything()),
-            redirect_action(to),
-        ];
+        let options = [TcFilterU32Option::Selector(selector), redirect_action(to)];
         let options = options.into_iter().map(TcOption::U32).collect();
         filter.attributes.push(TcAttribute::Options(options));
         self.order(RouteNetlinkMessage::NewTrafficFilter(filter), CREATE)
@@ -273,7 +317,7 @@ impl Netlink {
     }
 
     /// Sends a request, passes every answer to `each`, and returns at its acknowledgement.
-    pub(super) fn request(
+    pub(crate) fn request(
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
@@ -314,6 +358,31 @@ impl Netlink {
     }
 }
 
+fn clsact(index: u32) -> TcMessage {
+    let mut qdisc = TcMessage::with_index(index.cast_signed());
+    qdisc.header.parent = TcHandle::CLSACT;
+    qdisc.header.handle = TcHandle {
+        major: 0xffff,
+        minor: 0,
+    };
+    qdisc.attributes.push(TcAttribute::Kind("clsact".into()));
+    qdisc
+}
+
+/// The place of filters: priority, and protocol in network byte order.
+fn filter_at(index: u32, (priority, protocol): (u16, u16)) -> TcMessage {
+    let mut filter = TcMessage::with_index(index.cast_signed());
+    filter.header.parent = TcHandle {
+        major: 0xffff,
+        minor: TcHandle::MIN_INGRESS,
+    };
+    filter.header.info = u32::from(TcHandle {
+        major: priority,
+        minor: protocol,
+    });
+    filter
+}
+
 /// A u32 selector that matches every frame: one key whose mask is zero.
 fn everything() -> TcU32Selector {
     let mut selector = TcU32Selector::default();
@@ -349,6 +418,14 @@ fn kind_of(link: &LinkMessage) -> String {
     kind.unwrap_or_default()
 }
 
+fn mtu_of(link: &LinkMessage) -> u16 {
+    let mtu = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    mtu.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+}
+
 fn mac_of(link: &LinkMessage) -> Mac {
     let bytes = link.attributes.iter().find_map(|a| match a {
         LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
@@ -357,14 +434,14 @@ fn mac_of(link: &LinkMessage) -> Mac {
     Mac(bytes.unwrap_or_default())
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub(crate) fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
     }
 }
 
-fn host_prefix(address: IpAddr) -> u8 {
+pub(crate) fn host_prefix(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(_) => 32,
         IpAddr::V6(_) => 128,

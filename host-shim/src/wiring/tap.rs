@@ -16,12 +16,48 @@ nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_int_bad!(tun_set_persist, libc::TUNSETPERSIST);
 nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_ptr_bad!(tun_set_vnet_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
+nix::ioctl_read_bad!(tun_get_vnet_header_size, libc::TUNGETVNETHDRSZ, libc::c_int);
+
+/// `TUN_F_UDP_TUNNEL_GSO` and `TUN_F_UDP_TUNNEL_GSO_CSUM`, younger than the libc crate.
+const TUNNELS: libc::c_uint = 0x80 | 0x100;
 
 /// Attaches to the tap of this name in the calling thread's network namespace, creating it when there is none.
 ///
 /// # Errors
 /// As the kernel says: no `/dev/net/tun`, no permission, or the name belongs to another kind of interface.
 pub fn attach(name: &str) -> io::Result<File> {
+    attach_with(name, vnet::HEADER)
+}
+
+/// The same with a vnet header that tells of tunnels, where the kernel has it (Linux ≥ 6.17).
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_for_tunnels(name: &str) -> io::Result<File> {
+    let tap = attach_with(name, vnet::LONG_HEADER)?;
+    let all = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | TUNNELS;
+    // SAFETY: `tap` is an open tun file and the argument is a plain integer.
+    let known = unsafe { tun_set_offload(tap.as_raw_fd(), all.cast_signed()) };
+    if known.is_err() {
+        let size = vnet::HEADER as libc::c_int;
+        // SAFETY: `tap` is an open tun file, and `size` lives across the call, which only reads it.
+        unsafe { tun_set_vnet_header_size(tap.as_raw_fd(), &raw const size)? };
+    }
+    Ok(tap)
+}
+
+/// Bytes of the tap's vnet header.
+///
+/// # Errors
+/// When it is no tap.
+pub fn vnet_header_size(tap: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: the descriptor is open for as long as it is borrowed, and `size` lives across the call.
+    unsafe { tun_get_vnet_header_size(tap.as_raw_fd(), &raw mut size)? };
+    Ok(usize::try_from(size).unwrap_or(0))
+}
+
+fn attach_with(name: &str, header: usize) -> io::Result<File> {
     let tap = OpenOptions::new()
         .read(true)
         .write(true)
@@ -37,7 +73,7 @@ pub fn attach(name: &str) -> io::Result<File> {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    let size = vnet::HEADER as libc::c_int;
+    let size = header as libc::c_int;
     // SAFETY: `tap` is an open tun file, and `request` and `size` live across the calls, which only read them.
     unsafe {
         tun_set_iff(tap.as_raw_fd(), &raw const request)?;
@@ -74,6 +110,10 @@ pub fn set_offloads(tap: BorrowedFd<'_>, offloads: Offloads) -> io::Result<()> {
             .iter()
             .filter(|(on, _)| *on)
             .fold(0, |all, (_, flag)| all | flag);
+        // What comes in a tunnel comes as whole as what does not.
+        if offloads.tso4 && offloads.tso6 && vnet_header_size(tap)? == vnet::LONG_HEADER {
+            flags |= TUNNELS;
+        }
     }
     // SAFETY: the descriptor is open for as long as it is borrowed; the argument is a plain integer.
     unsafe { tun_set_offload(tap.as_raw_fd(), flags.cast_signed())? };

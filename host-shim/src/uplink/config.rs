@@ -1,0 +1,135 @@
+//! What the operator says of the uplink.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use sluice_contract::Prefix;
+use sluice_contract::overlay::TunnelProtocol;
+
+use crate::config::parse_mac;
+
+/// The way to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UplinkConfig {
+    /// The network card.
+    pub interface: String,
+    /// The outer addresses; the card's own, the first of each family, unless given.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    #[serde(default)]
+    pub tunnel: TunnelConfig,
+    /// This node's pods, which peers without a tunnel send to as they are.
+    #[serde(default)]
+    pub pods: Vec<String>,
+    #[serde(default)]
+    pub peers: Vec<PeerConfig>,
+}
+
+/// The format of the tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    #[default]
+    Vxlan,
+    VxlanGbp,
+    Geneve,
+    GeneveIp,
+    Ipip,
+}
+
+impl From<Protocol> for TunnelProtocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Vxlan => Self::Vxlan,
+            Protocol::VxlanGbp => Self::VxlanGbp,
+            Protocol::Geneve => Self::Geneve,
+            Protocol::GeneveIp => Self::GeneveIp,
+            Protocol::Ipip => Self::IpIp,
+        }
+    }
+}
+
+/// How packets are wrapped. The defaults are flannel's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TunnelConfig {
+    pub protocol: Protocol,
+    pub port: u16,
+    pub vni: u32,
+    /// This node's MAC inside the tunnel (flannel's VtepMAC); the card's own unless given.
+    pub mac: Option<String>,
+    pub zero_checksum6: bool,
+    pub copy_dscp: bool,
+    pub clamp_mss: bool,
+}
+
+impl Default for TunnelConfig {
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::Vxlan,
+            port: 8472,
+            vni: 1,
+            mac: None,
+            zero_checksum6: false,
+            copy_dscp: false,
+            clamp_mss: true,
+        }
+    }
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Its underlay address.
+    pub address: IpAddr,
+    /// Its MAC inside the tunnel.
+    pub mac: String,
+    /// The ranges behind it.
+    pub pods: Vec<String>,
+    /// No tunnel: packets go as they are.
+    #[serde(default)]
+    pub direct: bool,
+}
+
+/// A range like `10.244.1.0/24`.
+pub fn parse_prefix(text: &str) -> Option<Prefix> {
+    let (address, length) = text.split_once('/')?;
+    Prefix::new(address.parse().ok()?, length.parse().ok()?)
+}
+
+impl UplinkConfig {
+    /// What is wrong with it: the field and why.
+    ///
+    /// # Errors
+    /// The first thing found.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let macs = self
+            .tunnel
+            .mac
+            .iter()
+            .chain(self.peers.iter().map(|p| &p.mac));
+        for mac in macs {
+            if parse_mac(mac).is_none_or(|mac| mac.is_group()) {
+                return Err(("uplink", format!("{mac} is no MAC address of a node")));
+            }
+        }
+        let ranges = self.peers.iter().flat_map(|p| &p.pods).chain(&self.pods);
+        for range in ranges {
+            if parse_prefix(range).is_none() {
+                return Err(("uplink", format!("{range} is no range of addresses")));
+            }
+        }
+        if self.tunnel.vni >> 24 != 0 {
+            return Err((
+                "uplink.tunnel.vni",
+                format!("{} is above 16777215", self.tunnel.vni),
+            ));
+        }
+        if self.tunnel.port == 0 {
+            return Err(("uplink.tunnel.port", "0 is no port".into()));
+        }
+        Ok(())
+    }
+}
