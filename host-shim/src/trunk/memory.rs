@@ -1,6 +1,6 @@
 //! Guest memory as the backend sees it: the regions the VMM shared, and lists of pieces of them for `readv`/`writev`.
 //!
-//! Everything the guest says (addresses, lengths) is checked here against the mapped regions, once; a [`Scatter`]
+//! Everything the guest says (addresses, lengths) is checked here against the mapped regions, once; a `Scatter`
 //! owns the mapping its pieces point into, so a piece can never outlive the memory. The guest may write to that memory
 //! at any time: values are read once into host memory and judged there.
 //!
