@@ -7,7 +7,7 @@ use sluice_contract::frame::{self, Decoder, FRAME_MAX, HEADER, MAGIC};
 use sluice_contract::message::{Envelope, GuestHello};
 use sluice_contract::report::{DropReason, Field, Reject, RejectReason};
 use sluice_contract::row::LinkRow;
-use sluice_contract::{Generation, Identity, Key, LinkId, Mac, Row, ToGuest, ToHost};
+use sluice_contract::{Generation, Identity, Key, LinkId, Mac, Row, ToGuest, ToHost, VERSION};
 use std::net::IpAddr;
 
 fn link(raw: u16) -> LinkId {
@@ -200,4 +200,33 @@ proptest! {
         stream.extend(encoded(ToGuest::Ping { token }));
         prop_assert_eq!(all_payloads(&stream).0.len(), 1);
     }
+}
+
+/// The sources without comments and white space, so that only a change of meaning counts.
+fn fingerprint() -> String {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files: Vec<_> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    files.sort();
+    let mut text = String::new();
+    for file in files {
+        for line in std::fs::read_to_string(file).unwrap().lines() {
+            let code = line.split("//").next().unwrap_or_default();
+            text.extend(code.chars().filter(|c| !c.is_whitespace()));
+        }
+    }
+    format!("{:08x}", crc32fast::hash(text.as_bytes()))
+}
+
+#[test]
+fn the_version_moves_when_the_contract_does() {
+    let lock = include_str!("../version.lock");
+    let now = format!("version {VERSION} sources {}\n", fingerprint());
+    assert_eq!(
+        lock, now,
+        "the contract's sources changed: if any encoding changed since the last release, raise VERSION; \
+         then write the second line into appliance/contract/version.lock"
+    );
 }
