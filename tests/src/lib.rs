@@ -3,14 +3,14 @@
 //! Everything here drives the built binaries from outside, as a person would: namespaces stand for pods and nodes, `sluice`
 //! and `sluice-node` are started as processes, and nothing is left behind when a lab ends, however it ends.
 //!
-//! * [`need`]: what a test needs of the machine; absent needs are a skip that the summary shows.
+//! * [`mod@need`]: what a test needs of the machine; absent needs are a skip that the summary shows.
 //! * [`netns`], [`command`]: namespaces and child processes that end with their owner.
 //! * [`lab`]: a node with pods; [`claims`]: what it must show.
 //! * [`cni`]: a node that a runtime adds pods to, called as a runtime calls it.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
 //! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
 //! * [`qemu`]: the image alone under QEMU.
-//! * [`bridge`], [`bench`], [`cpu`]: the same pods over the kernel, and what both cost.
+//! * [`bridge`], [`mod@bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
 
 pub mod bench;
