@@ -33,7 +33,7 @@ check: image ## format, lints, documentation, guest build
 	@cargo fmt --all -- --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@cargo clippy --quiet --profile guest -p sluice-guest --bin sluice-appliance -- -D warnings
-	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
+	@RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --quiet --workspace --no-deps --document-private-items
 
 boot-test: setup ## the image under QEMU without KVM: self-test in ring 3, then real traffic
 	@tests/scripts/test.sh boot

@@ -118,13 +118,13 @@ impl<'m, R: Slot> Twin<'m, R> {
         self.shadow
     }
 
-    /// Begins to empty the shadow; done when [`Self::work`] says so.
+    /// Begins to empty the shadow; done when `work` says so.
     pub fn clear(&mut self) {
         self.clearing = Some(0);
         self.shadow_length = 0;
     }
 
-    /// Exchanges the copies. The caller has finished [`Self::work`] before.
+    /// Exchanges the copies. The caller has finished `work` before.
     pub fn exchange(&mut self) {
         core::mem::swap(&mut self.live, &mut self.shadow);
         core::mem::swap(&mut self.live_length, &mut self.shadow_length);

@@ -1,6 +1,6 @@
 //! The CNI plugin: the protocol between a container runtime and the node.
 //!
-//! A call travels [`env`] + [`config`] (what the runtime says, checked) → [`plugin`] (what needs no node) → [`rpc`] (the
+//! A call travels [`mod@env`] + [`config`] (what the runtime says, checked) → [`plugin`] (what needs no node) → [`rpc`] (the
 //! node's socket) → [`server`] → [`verbs`] (what ADD, DEL, CHECK, GC and STATUS do) and comes back as a [`result`] in the
 //! caller's [`version`] or as an [`error`]. A DEL that finds no node is [`deferred`].
 //!
