@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where Debian's containernetworking-plugins are.
@@ -85,11 +85,11 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Runs a plugin.
+/// Starts a plugin and gives it its input.
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn call_plugin(command: &mut Command, call: &Call<'_>, config: &Value) -> Result<Said> {
+pub fn start_plugin(command: &mut Command, call: &Call<'_>, config: &Value) -> Result<Child> {
     let variables = [
         ("CNI_COMMAND", call.verb),
         ("CNI_CONTAINERID", call.container),
@@ -103,15 +103,22 @@ pub fn call_plugin(command: &mut Command, call: &Call<'_>, config: &Value) -> Re
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let started = Instant::now();
     let mut child = command
         .spawn()
         .with_context(|| format!("{:?}", command.get_program()))?;
     let mut stdin = child.stdin.take().context("no standard input")?;
     // It may fail before it reads.
     let _not_read = stdin.write_all(config.to_string().as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output()?;
+    Ok(child)
+}
+
+/// Runs a plugin.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn call_plugin(command: &mut Command, call: &Call<'_>, config: &Value) -> Result<Said> {
+    let started = Instant::now();
+    let output = start_plugin(command, call, config)?.wait_with_output()?;
     Ok(Said {
         success: output.status.success(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
