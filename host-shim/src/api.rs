@@ -36,8 +36,14 @@ pub enum Request {
     Status,
     Links,
     Drops,
-    LinkAdd { pod: PodConfig },
-    LinkDel { name: String },
+    LinkAdd {
+        pod: PodConfig,
+    },
+    LinkDel {
+        name: String,
+    },
+    /// Sends a frame through the appliance and back.
+    SelfTest,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -149,6 +155,10 @@ fn answer(line: &str, node: &Node) -> Result<Value, String> {
         Request::Status => serde_json::to_value(node.status()),
         Request::Links => serde_json::to_value(node.link_reports()),
         Request::Drops => serde_json::to_value(node.drop_reports()),
+        Request::SelfTest => {
+            let took = node.self_test().map_err(|e| with_causes(&e))?;
+            serde_json::to_value(serde_json::json!({"micros": took.as_micros() as u64}))
+        }
         Request::LinkAdd { pod } => {
             let link = node.add_link(pod).map_err(|e| with_causes(&e))?;
             serde_json::to_value(LinkReport::from(&link))

@@ -75,6 +75,9 @@ pub struct PodConfig {
     /// Its MTU; the node's `mtu` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// The host's end of its interface, if another CNI plugin made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt: Option<String>,
     /// Ports of the node that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,

@@ -33,6 +33,7 @@ fn spec(pod: &Namespace, id: u16, mode: Mode) -> LinkSpec {
         mac: Mac::of_pod(id),
         mtu: 1500,
         mode,
+        adopt: None,
     }
 }
 

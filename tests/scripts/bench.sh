@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bench.sh all|node|pipeline|conntrack: measures and prints; nothing passes or fails by a figure.
+# bench.sh all|node|cni|pipeline|conntrack: measures and prints; nothing passes or fails by a figure.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 what=${1:-all}
@@ -8,7 +8,8 @@ dataplane() { cargo bench --quiet -p sluice-appliance --bench "$1"; }
 
 case $what in
   node) target/release/sluice-lab bench ;;
+  cni) cargo bench --quiet -p sluice-tests --bench cni_add ;;
   pipeline | conntrack) dataplane "$what" ;;
-  all) target/release/sluice-lab bench; dataplane conntrack; dataplane pipeline ;;
-  *) echo "bench: there is no '$what'; there are: all node pipeline conntrack"; exit 2 ;;
+  all) target/release/sluice-lab bench; cargo bench --quiet -p sluice-tests --bench cni_add; dataplane conntrack; dataplane pipeline ;;
+  *) echo "bench: there is no '$what'; there are: all node cni pipeline conntrack"; exit 2 ;;
 esac

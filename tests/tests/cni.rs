@@ -1,7 +1,7 @@
 //! The CNI plugin on a real node: namespaces, interfaces and the appliance are there, or named as missing, or gone.
 
 use serde_json::{Value, json};
-use sluice_tests::cni::{Call, CniLab, REFERENCE, addresses, ping};
+use sluice_tests::cni::{Call, CniLab, REFERENCE, addresses, call_plugin, ping};
 use sluice_tests::command::{self, Running};
 use sluice_tests::lab::{Wiring, program};
 use sluice_tests::need;
@@ -581,4 +581,149 @@ fn chained_before_debians_portmap_and_bandwidth() {
         .result()
         .expect("success");
     assert_eq!(lab.left().expect("a look"), [""; 0]);
+}
+
+#[test]
+fn c11_chained_after_debians_bridge_and_ptp_their_interfaces_are_taken_over() {
+    let test = "c11_chained_after_debians_bridge_and_ptp_their_interfaces_are_taken_over";
+    if !need::met(test, &[Root, Kvm, Tool("ip"), Tool("ping")]) {
+        return;
+    }
+    if !Path::new(REFERENCE).join("ptp").exists() {
+        return need::skip(test, "needs containernetworking-plugins");
+    }
+    let lab = CniLab::start(Wiring::Veth).expect("a node");
+    let (other, _) = lab.add("other", &Value::Null).expect("a pod");
+    for (n, kind) in ["bridge", "ptp"].into_iter().enumerate() {
+        let netns = Netns::new(kind).expect("a namespace");
+        let path = netns.path();
+        let add = Call::new("ADD", kind, path.to_str().expect("path"));
+        let del = Call { verb: "DEL", ..add };
+        let theirs = json!({
+            "cniVersion": "1.0.0", "name": "chained", "type": kind, "bridge": "cni0", "isGateway": true,
+            "ipam": {
+                "type": "host-local", "dataDir": lab.path("theirs"),
+                "ranges": [[{"subnet": format!("10.22.{n}.0/24")}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        });
+        let previous = lab
+            .call_reference(kind, &add, &theirs)
+            .expect("starts")
+            .result()
+            .expect("theirs");
+        let mut config = lab.config("1.0.0", &json!({"prevResult": previous}));
+        config.as_object_mut().expect("an object").remove("ipam");
+        let result = lab
+            .call(&add, &config)
+            .expect("starts")
+            .result()
+            .expect("ours");
+        let before = previous["interfaces"].as_array().expect("interfaces").len();
+        for index in 0..before {
+            for key in ["name", "mac", "sandbox"] {
+                assert_eq!(
+                    result["interfaces"][index][key],
+                    previous["interfaces"][index][key]
+                );
+            }
+        }
+        assert_eq!(
+            addresses(&netns, "eth0").expect("eth0"),
+            [format!("10.22.{n}.2/32")]
+        );
+        ping(&netns, "10.88.0.2").expect("it reaches a pod of ours");
+        ping(&other, &format!("10.22.{n}.2")).expect("and is reached");
+        config["prevResult"] = result;
+        lab.call(
+            &Call {
+                verb: "CHECK",
+                ..add
+            },
+            &config,
+        )
+        .expect("starts")
+        .result()
+        .expect("whole");
+        lab.call(&del, &config)
+            .expect("starts")
+            .result()
+            .expect("success");
+        lab.call_reference(kind, &del, &theirs)
+            .expect("starts")
+            .result()
+            .expect("success");
+        assert!(netns.run(&["ip", "link", "show", "eth0"]).is_err());
+    }
+    lab.del("other", "")
+        .expect("del")
+        .result()
+        .expect("success");
+    assert_eq!(lab.left().expect("a look"), [""; 0]);
+}
+
+#[test]
+fn c16_p11_install_places_the_plugin_once_the_node_forwards_and_uninstall_leaves_nothing() {
+    let test =
+        "c16_p11_install_places_the_plugin_once_the_node_forwards_and_uninstall_leaves_nothing";
+    if !need::met(test, &[Root, Kvm, Tool("ip")]) {
+        return;
+    }
+    let mut lab = CniLab::prepare(Wiring::Veth, "auto").expect("a node");
+    let (bin, conf) = (lab.path("bin"), lab.path("net.d"));
+    let state = lab.path("state");
+    let run = |lab: &CniLab, verb: &str| {
+        let (bin, conf, state) = (
+            bin.to_string_lossy(),
+            conf.to_string_lossy(),
+            state.to_string_lossy(),
+        );
+        let words = [
+            verb,
+            "--bin-dir",
+            &bin,
+            "--conf-dir",
+            &conf,
+            "--state-dir",
+            &state,
+        ];
+        lab.lab.sluice(&words)
+    };
+    let said = run(&lab, "install")
+        .expect_err("nobody forwards")
+        .to_string();
+    assert!(said.contains("does not forward"), "{said}");
+    assert!(!conf.exists() && !bin.exists());
+    lab.lab.start_node().expect("a node");
+    let said = run(&lab, "install").expect("installed");
+    assert!(said.contains("there and back"), "{said}");
+    assert_eq!(
+        lab.left().expect("a look"),
+        [""; 0],
+        "the self-test leaves nothing"
+    );
+    let list: Value =
+        serde_json::from_slice(&std::fs::read(conf.join("10-sluice.conflist")).expect("a list"))
+            .expect("json");
+    let mut config = list["plugins"][0].clone();
+    config["cniVersion"] = list["cniVersion"].clone();
+    config["name"] = list["name"].clone();
+    config["ipam"]["dataDir"] = json!(lab.path("networks"));
+    let netns = Netns::new("a").expect("a namespace");
+    let path = netns.path();
+    let call = Call::new("ADD", "a", path.to_str().expect("path"));
+    let mut plugin = std::process::Command::new(bin.join("sluice-cni"));
+    call_plugin(&mut plugin, &call, &config)
+        .expect("starts")
+        .result()
+        .expect("a pod");
+    let said = run(&lab, "uninstall")
+        .expect_err("a pod is attached")
+        .to_string();
+    assert!(said.contains("1 pods are attached"), "{said}");
+    lab.del("a", "").expect("del").result().expect("success");
+    run(&lab, "uninstall").expect("removed");
+    for dir in [&bin, &conf] {
+        assert_eq!(std::fs::read_dir(dir).expect("a folder").count(), 0);
+    }
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use sluice_host::api::{self, ClientError, Request};
+use sluice_host::cni::command::{CommandError, InstallFlags, UninstallFlags};
 use sluice_host::config::PodConfig;
 use sluice_host::node::report::{DropReport, LinkReport};
 use sluice_host::wiring::Mode;
@@ -54,6 +55,10 @@ enum Command {
     Link(LinkCommand),
     /// Where and why packets ended
     Drops,
+    /// Make the node's network the one of the container runtime, once the node forwards
+    Install(InstallFlags),
+    /// Take it away again
+    Uninstall(UninstallFlags),
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,7 +109,16 @@ fn wiring(text: &str) -> Result<Mode, String> {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let socket = flags.run_dir.join("node.sock");
-    match run(&socket, flags.output, flags.command) {
+    let request = match flags.command {
+        Command::Install(install) => return tell(install.run(&flags.run_dir)),
+        Command::Uninstall(uninstall) => return tell(uninstall.run(&flags.run_dir)),
+        Command::Status => Request::Status,
+        Command::Drops => Request::Drops,
+        Command::Link(LinkCommand::List) => Request::Links,
+        Command::Link(LinkCommand::Del { name }) => Request::LinkDel { name },
+        Command::Link(LinkCommand::Add(pod)) => Request::LinkAdd { pod: pod.into() },
+    };
+    match run(&socket, flags.output, &request) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("sluice: {:#}", anyhow::Error::from(error));
@@ -113,15 +127,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(socket: &Path, output: Output, command: Command) -> io::Result<ExitCode> {
-    let request = match command {
-        Command::Status => Request::Status,
-        Command::Drops => Request::Drops,
-        Command::Link(LinkCommand::List) => Request::Links,
-        Command::Link(LinkCommand::Del { name }) => Request::LinkDel { name },
-        Command::Link(LinkCommand::Add(pod)) => Request::LinkAdd { pod: pod.into() },
-    };
-    let answer: Value = match api::ask(socket, &request) {
+/// What a command did that asks the node nothing, or more than one thing.
+fn tell(done: Result<String, CommandError>) -> ExitCode {
+    match done {
+        Ok(told) => {
+            print!("{told}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("sluice: {:#}", anyhow::Error::from(error));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(socket: &Path, output: Output, request: &Request) -> io::Result<ExitCode> {
+    let answer: Value = match api::ask(socket, request) {
         Ok(answer) => answer,
         Err(error) => {
             let code = if matches!(error, ClientError::Connect { .. }) {
@@ -139,7 +160,7 @@ fn run(socket: &Path, output: Output, command: Command) -> io::Result<ExitCode> 
         .unwrap_or(true);
     let text = match output {
         Output::Json => format!("{answer:#}\n"),
-        Output::Text => render(&request, answer)?,
+        Output::Text => render(request, answer)?,
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(if healthy {
@@ -168,6 +189,7 @@ impl From<PodFlags> for PodConfig {
             wiring,
             mac,
             mtu,
+            adopt: None,
             host_ports: Vec::new(),
         }
     }
@@ -177,6 +199,7 @@ fn render(request: &Request, answer: Value) -> io::Result<String> {
     Ok(match request {
         Request::Status => status(&answer)?,
         Request::Links => links(&serde_json::from_value::<Vec<LinkReport>>(answer)?),
+        Request::SelfTest => format!("{answer}\n"),
         Request::Drops => drops(&serde_json::from_value::<Vec<DropReport>>(answer)?),
         Request::LinkAdd { .. } | Request::LinkDel { .. } => {
             links(&[serde_json::from_value::<LinkReport>(answer)?])

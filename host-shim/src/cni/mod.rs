@@ -1,5 +1,8 @@
 //! The node as the CNI verbs see it: links by name, their interfaces, and whether the appliance is there.
 
+pub mod command;
+pub mod install;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,9 +62,15 @@ impl CniNode for Host {
             netns: PathBuf::from(&link.netns),
             addresses: link.addresses.clone(),
             interface: link.ifname.clone(),
-            wiring: Some(mode(link.wiring)),
+            // What another plugin made is a pair, whatever the network says.
+            wiring: Some(if link.adopt.is_some() {
+                Mode::Veth
+            } else {
+                mode(link.wiring)
+            }),
             mac: link.mac.map(|mac| Mac(mac).to_string()),
             mtu: Some(link.mtu),
+            adopt: link.adopt.clone(),
             host_ports: link.ports.clone(),
         };
         let added = self.0.add_link(pod).map_err(|error| told(&error))?;

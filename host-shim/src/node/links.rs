@@ -45,6 +45,7 @@ impl SavedLink {
             mac: self.mac,
             mtu: self.mtu,
             mode: self.wiring,
+            adopt: self.pod.adopt.clone(),
         }
     }
 

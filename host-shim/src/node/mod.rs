@@ -6,6 +6,7 @@
 pub mod links;
 pub(crate) mod ports;
 pub mod report;
+mod self_test;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;

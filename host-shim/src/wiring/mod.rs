@@ -6,6 +6,7 @@
 //!
 //! A link is there as a whole or not at all: a failure at any step removes what the steps before it made.
 
+mod adopt;
 mod inspect;
 pub mod netlink;
 pub mod netns;
@@ -48,6 +49,8 @@ pub struct LinkSpec {
     pub mac: Mac,
     pub mtu: u16,
     pub mode: Mode,
+    /// The host's end of a pair that another plugin made, taken over instead of making one.
+    pub adopt: Option<String>,
 }
 
 /// A step of wiring that failed.
@@ -67,7 +70,9 @@ impl LinkSpec {
 
     /// The host's end of the veth pair.
     pub fn veth_name(&self) -> String {
-        format!("slv{}", self.id)
+        self.adopt
+            .clone()
+            .unwrap_or_else(|| format!("slv{}", self.id))
     }
 
     fn failed(&self, step: &'static str) -> impl FnOnce(io::Error) -> WiringError {
@@ -152,8 +157,11 @@ impl LinkSpec {
             Ok(Some(_)) => Err(self.failed(step)(io::ErrorKind::AlreadyExists.into())),
             Err(error) => Err(self.failed("look for interfaces")(error)),
         };
-        free(pod, &self.interface)?;
         free(host, &self.tap_name())?;
+        if self.adopt.is_some() {
+            return Ok(());
+        }
+        free(pod, &self.interface)?;
         free(host, &self.veth_name())
     }
 
@@ -203,6 +211,19 @@ impl LinkSpec {
     }
 
     fn make_veth(&self, netns: &Netns, host: &mut Netlink, tap: u32) -> Result<(), WiringError> {
+        let veth = match self.adopt {
+            Some(_) => self.take_over(host, tap)?,
+            None => self.make_pair(netns, host, tap)?,
+        };
+        let up = Change {
+            up: true,
+            ..Change::default()
+        };
+        host.change(veth, &up)
+            .map_err(self.failed("set up the veth"))
+    }
+
+    fn make_pair(&self, netns: &Netns, host: &mut Netlink, tap: u32) -> Result<u32, WiringError> {
         let name = self.veth_name();
         let peer = (self.interface.as_str(), netns, self.mac);
         host.add_veth(&name, self.mtu, peer)
@@ -213,12 +234,7 @@ impl LinkSpec {
             .map_err(self.failed("redirect the veth to the tap"))?;
         host.redirect(tap, veth)
             .map_err(self.failed("redirect the tap to the veth"))?;
-        let up = Change {
-            up: true,
-            ..Change::default()
-        };
-        host.change(veth, &up)
-            .map_err(self.failed("set up the veth"))
+        Ok(veth)
     }
 
     fn set_up_pod(&self, netns: &Netns, pod: &mut Netlink) -> Result<(), WiringError> {
@@ -236,6 +252,9 @@ impl LinkSpec {
         netns
             .run(sysctls)
             .map_err(self.failed("set the pod's sysctls"))?;
+        if self.adopt.is_some() {
+            self.take_over_in_pod(pod)?;
+        }
         let up = Change {
             up: true,
             ..Change::default()
@@ -281,10 +300,17 @@ impl LinkSpec {
                 first_error.get_or_insert(self.failed("remove an interface")(error));
             }
         };
-        remove(host, &self.veth_name(), "veth");
+        if self.adopt.is_none() {
+            remove(host, &self.veth_name(), "veth");
+        }
         remove(host, &self.tap_name(), "tun");
         if let (Mode::Tap, Some(pod)) = (self.mode, pod) {
             remove(pod, &self.interface, "tun");
+        }
+        if self.adopt.is_some()
+            && let Err(error) = self.set_free(host)
+        {
+            first_error.get_or_insert(self.failed("set an interface free")(error));
         }
         first_error.map_or(Ok(()), Err)
     }

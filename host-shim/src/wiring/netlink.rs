@@ -312,7 +312,7 @@ impl Netlink {
         self.order(RouteNetlinkMessage::NewTrafficFilter(filter), CREATE)
     }
 
-    fn order(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(super) fn order(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(message, flags, |_| ())
     }
 
