@@ -173,9 +173,17 @@ impl Lab {
     /// # Errors
     /// If the file cannot be changed.
     pub fn configure_uplink(&self, uplink: &Value) -> Result<()> {
+        self.change_config(|config| config["uplink"] = uplink.clone())
+    }
+
+    /// Changes the configuration of a node that is not started yet.
+    ///
+    /// # Errors
+    /// If the file cannot be changed.
+    pub fn change_config(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
         let path = self.config_path();
         let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-        config["uplink"] = uplink.clone();
+        change(&mut config);
         std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Nodes joined by a wire: two of ours in every format and family, and one of ours with the kernel's VXLAN as the other.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sluice_tests::lab::{Lab, Plan};
 use sluice_tests::need;
@@ -92,10 +92,12 @@ impl Drop for Capture {
     }
 }
 
-fn with_the_kernel(six: bool) -> Result<()> {
+/// `segmentation`: who cuts large frames.
+fn with_the_kernel(six: bool, segmentation: &str) -> Result<()> {
     let mtu = if six { 1430 } else { 1450 };
     let underlay = Underlay::new(1500)?;
     let mut ours = underlay.node(&plan(1, mtu), &json!({}), &[peer(9, six)])?;
+    ours.change_config(|config| config["uplink"]["segmentation"] = segmentation.into())?;
     let theirs = Flannel::new(&underlay, 9, &peer(1, six))?;
     ours.start_node()?;
     let capture = Capture::start(&underlay, "flannel")?;
@@ -119,8 +121,8 @@ fn with_the_kernel(six: bool) -> Result<()> {
                 format!("[{}]:7000", pod.v6),
             ),
         ] {
-            println!("to {to}: {}", tcp(&pod.netns, &to, "200000000")?);
-            println!("to {back}: {}", tcp(&theirs.pod, &back, "200000000")?);
+            println!("to {to}: {}", tcp(&pod.netns, &to, "100000000")?);
+            println!("to {back}: {}", tcp(&theirs.pod, &back, "100000000")?);
         }
         let seen = capture.read("udp port 8472")?;
         ensure!(
@@ -131,6 +133,12 @@ fn with_the_kernel(six: bool) -> Result<()> {
         ensure!(
             six || !seen.contains("bad udp cksum"),
             "a bad checksum on the wire"
+        );
+        let status = ours.status()?;
+        let cut = status["uplink"]["cut"].as_u64().context("no count")?;
+        ensure!(
+            (cut > 1000) == (segmentation == "daemon"),
+            "{cut} frames cut by the daemon"
         );
         Ok(())
     })();
@@ -155,7 +163,7 @@ fn o02_the_kernels_vxlan_with_flannels_parameters_is_the_other_node() {
         Tool("bridge"),
         Tool("tcpdump")
     );
-    with_the_kernel(false).expect("traffic over IPv4");
+    with_the_kernel(false, "auto").expect("traffic over IPv4");
 }
 
 #[test]
@@ -168,7 +176,22 @@ fn v02_the_same_over_an_ipv6_underlay() {
         Tool("bridge"),
         Tool("tcpdump")
     );
-    with_the_kernel(true).expect("traffic over IPv6");
+    with_the_kernel(true, "auto").expect("traffic over IPv6");
+}
+
+#[test]
+fn m12_large_frames_are_cut_where_the_tap_cannot() {
+    need!(
+        "m12_large_frames_are_cut_where_the_tap_cannot",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("bridge"),
+        Tool("tcpdump")
+    );
+    for six in [false, true] {
+        with_the_kernel(six, "daemon").expect("traffic in segments");
+    }
 }
 
 fn two_of_ours(tunnel: &Value, six: bool, mtu: u16) -> Result<()> {

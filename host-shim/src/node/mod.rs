@@ -7,6 +7,7 @@ pub mod links;
 pub(crate) mod ports;
 pub mod report;
 mod self_test;
+mod ways;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -22,6 +23,7 @@ use sluice_contract::row::NodeRow;
 use sluice_contract::{Key, LinkId, Row};
 
 use self::links::{Link, LinkError, LinkTable, SavedLink};
+use self::ways::Ways;
 use crate::config::{Config, ConfigError, OnStop, PodConfig};
 use crate::control::{Control, NotInForce};
 use crate::files;
@@ -32,7 +34,7 @@ use crate::trunk::engine::{Engine, TrunkCounters};
 use crate::trunk::features::{Features, Offloads};
 use crate::trunk::links::LinkCounters;
 use crate::trunk::vhost::{self, TrunkState};
-use crate::uplink::{Uplink, UplinkError};
+use crate::uplink::UplinkError;
 use crate::wiring::{WiringError, tap};
 
 /// How long a new link may take to be in force before it is taken back.
@@ -82,7 +84,7 @@ pub struct Node {
     control: Control,
     supervisor: Supervisor,
     links: Mutex<LinkTable>,
-    uplink: Mutex<Option<Uplink>>,
+    ways: Mutex<Ways>,
     offloads: Offloads,
     started: Instant,
     /// Held for as long as the daemon lives: one per run directory.
@@ -122,7 +124,7 @@ impl Node {
             control,
             supervisor,
             links: Mutex::new(table),
-            uplink: Mutex::default(),
+            ways: Mutex::default(),
             offloads,
             started: Instant::now(),
             _lock: lock,
@@ -130,7 +132,7 @@ impl Node {
         let linked = node
             .restore(saved)
             .and_then(|()| node.link_configured())
-            .and_then(|()| node.link_uplink());
+            .and_then(|()| node.link_ways());
         let served = linked.and_then(|()| {
             node.control
                 .serve(channel)
@@ -162,14 +164,7 @@ impl Node {
             }
             self.links().remove_file();
         }
-        let uplink = self
-            .uplink
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(mut uplink) = uplink {
-            uplink.stop();
-        }
+        self.stop_ways();
         self.driver.stop();
         let sockets = Sockets::in_dir(&self.config.run_dir);
         for path in [&sockets.trunk, &sockets.control] {
@@ -229,15 +224,6 @@ impl Node {
         let node = std::iter::once(Row::Node(NodeRow::default())).chain(of_node);
         self.control.put(node.chain(rows));
         Ok(())
-    }
-
-    fn link_uplink(&self) -> Result<(), NodeError> {
-        let Some(config) = &self.config.uplink else {
-            return Ok(());
-        };
-        let (uplink, tap) = Uplink::start(config, &self.control)?;
-        *self.uplink.lock().unwrap_or_else(PoisonError::into_inner) = Some(uplink);
-        self.add_tap(LinkId::UPLINK, tap, Arc::default())
     }
 
     /// Links a pod; returns when the appliance has it in force.

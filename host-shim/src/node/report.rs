@@ -12,6 +12,7 @@ use sluice_contract::report::{CounterId, DropReason};
 
 use super::Node;
 use super::links::Link;
+use super::ways::WayReport;
 use crate::trunk::drops::HostDrop;
 use crate::trunk::links::Carried;
 
@@ -33,6 +34,8 @@ pub struct Status {
     pub control: crate::control::ControlStatus,
     pub start: StartTimes,
     pub links: Vec<LinkReport>,
+    /// The way to other nodes and to the outside, if there is one.
+    pub uplink: Option<WayReport>,
     /// What the appliance counted, by name; absent when it does not answer.
     pub guest: Option<BTreeMap<String, u64>>,
 }
@@ -173,6 +176,7 @@ impl Node {
             uptime_ms: self.started.elapsed().as_millis() as u64,
             start: self.start_times(),
             links: self.link_reports(),
+            uplink: self.way_report(LinkId::UPLINK),
             guest: self.guest_counters().map(|counters| by_name(&counters)),
             machine,
             trunk,

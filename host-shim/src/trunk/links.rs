@@ -37,6 +37,8 @@ pub struct LinkCounters {
     pub to_guest: Carried,
     /// From the guest to the tap.
     pub from_guest: Carried,
+    /// Frames from the guest that were cut here, because the tap could not.
+    pub cut: Counter,
     /// Frames of this link that ended here.
     pub drops: Drops,
 }

@@ -167,6 +167,8 @@ pub(super) struct Scatter {
     memory: Arc<GuestMemory>,
     /// Invariant: entries from `FRONT` on point into `memory`, which this struct keeps mapped.
     iovs: Vec<libc::iovec>,
+    /// Invariant: empty but during [`write_part`](Self::write_part).
+    part: Vec<libc::iovec>,
 }
 
 impl std::fmt::Debug for Scatter {
@@ -189,7 +191,8 @@ impl Scatter {
     pub(super) fn new(memory: Arc<GuestMemory>, capacity: usize) -> Self {
         let mut iovs = Vec::with_capacity(capacity + FRONT);
         iovs.resize(FRONT, NOTHING);
-        Self { memory, iovs }
+        let part = Vec::with_capacity(capacity + 1);
+        Self { memory, iovs, part }
     }
 
     /// Number of pieces.
@@ -350,6 +353,51 @@ impl Scatter {
         let n = unsafe { libc::writev(tap.as_raw_fd(), entries.as_ptr(), count) };
         self.iovs[at - 1] = NOTHING;
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+impl Scatter {
+    /// Writes a frame of `head` and `length` bytes of the pieces from byte `from` on. The pieces stay as they are.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the pieces do not have so many bytes; else as `writev`.
+    pub(super) fn write_part(
+        &mut self,
+        tap: BorrowedFd<'_>,
+        head: &[u8],
+        from: usize,
+        length: usize,
+    ) -> io::Result<usize> {
+        self.part.push(libc::iovec {
+            iov_base: head.as_ptr().cast_mut().cast(),
+            iov_len: head.len(),
+        });
+        let (mut skip, mut left) = (from, length);
+        for piece in &self.iovs[FRONT..] {
+            if left == 0 {
+                break;
+            }
+            let here = piece.iov_len.saturating_sub(skip).min(left);
+            if here != 0 {
+                self.part.push(libc::iovec {
+                    iov_base: piece.iov_base.cast::<u8>().wrapping_add(skip).cast(),
+                    iov_len: here,
+                });
+            }
+            skip = skip.saturating_sub(piece.iov_len);
+            left -= here;
+        }
+        let count = i32::try_from(self.part.len()).unwrap_or(i32::MAX);
+        let written = if left == 0 {
+            // SAFETY: entry 0 is `head`, borrowed for this call and only read by writev; all others are parts of pieces, which
+            // lie inside mapped guest memory: `here` is at most what a piece has behind `skip`.
+            let n = unsafe { libc::writev(tap.as_raw_fd(), self.part.as_ptr(), count) };
+            usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        };
+        self.part.clear();
+        written
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with suspicion, `links` knows the
 //! taps, `receive` and `send` move frames without touching payload, `engine` is one step of both, `driver` the thread that
-//! keeps stepping.
+//! keeps stepping. `segment` cuts what a tap cannot.
 
 pub mod chain;
 pub mod driver;
@@ -13,6 +13,9 @@ pub mod links;
 pub mod memory;
 mod receive;
 pub mod ring;
+mod segment;
+#[cfg(test)]
+mod segment_tests;
 mod send;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

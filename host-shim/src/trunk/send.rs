@@ -1,4 +1,4 @@
-//! Frames from the guest to the taps: `writev` straight from the guest's buffers.
+//! Frames from the guest to the taps: `writev` straight from the guest's buffers; what a tap cannot cut is cut on the way.
 //!
 //! The first 28 bytes (vnet header, MAC addresses, tag) are copied to host memory, judged and rewritten there, because
 //! the guest may change its memory while we look; the payload behind them is never touched.
@@ -13,7 +13,8 @@ use super::engine::TrunkCounters;
 use super::links::{Link, Links};
 use super::memory::{Scatter, TAP_HEAD, TRUNK_HEAD};
 use super::ring::{Ring, RingError};
-use super::vnet::{self, TrunkFault};
+use super::segment::{Cut, MOST_HEADERS};
+use super::vnet::{self, TrunkFault, Tunnelled};
 
 /// The transmit queue (of the guest) in use.
 #[derive(Debug)]
@@ -85,32 +86,82 @@ impl Sender {
             return Err(HostDrop::ShortHeader);
         };
         let tunnelled = vnet::to_tap(header).map_err(reason_of)?;
-        let gso = vnet::is_gso(header);
-        let written = if link.knows_tunnels() {
-            let header = match tunnelled {
-                None => {
-                    let mut long = [0; vnet::LONG_HEADER];
-                    long[..vnet::HEADER].copy_from_slice(header);
-                    long
-                }
-                Some(tunnel) => tunnel.long_header(header).ok_or(HostDrop::BadOffload)?,
-            };
-            let mut long = [0; vnet::LONG_HEADER + vnet::MACS];
-            long[..vnet::LONG_HEADER].copy_from_slice(&header);
-            long[vnet::LONG_HEADER..].copy_from_slice(&head[vnet::HEADER..]);
-            self.pieces.write_frame(link.tap(), &long)
-        } else if tunnelled.is_some() {
-            return Err(HostDrop::BadOffload);
-        } else {
-            self.pieces.write_frame(link.tap(), &head)
-        };
-        match written {
-            Ok(_) => {
-                let bytes = len as usize - vnet::HEADER - vnet::TAG;
-                link.counters().from_guest.add(bytes, gso);
-                Ok(())
+        let header = *header;
+        let gso = vnet::is_gso(&header);
+        match front_of(link, &header, tunnelled) {
+            Some(front) => {
+                let mut whole = [0; vnet::LONG_HEADER + vnet::MACS];
+                let begin = link.header();
+                whole[..begin].copy_from_slice(&front[..begin]);
+                whole[begin..begin + vnet::MACS].copy_from_slice(&head[vnet::HEADER..]);
+                let whole = &whole[..begin + vnet::MACS];
+                let written = self.pieces.write_frame(link.tap(), whole);
+                written.map_err(|error| refusal(&error))?;
             }
-            Err(error) => Err(refusal(&error)),
+            None => self.write_segments(link, &header, tunnelled, len as usize)?,
+        }
+        let bytes = len as usize - vnet::HEADER - vnet::TAG;
+        link.counters().from_guest.add(bytes, gso);
+        Ok(())
+    }
+
+    /// Writes what the tap cannot cut as segments.
+    fn write_segments(
+        &mut self,
+        link: &Link,
+        header: &[u8; vnet::HEADER],
+        tunnelled: Option<Tunnelled>,
+        len: usize,
+    ) -> Result<(), HostDrop> {
+        let mut front = [0; TRUNK_HEAD + MOST_HEADERS];
+        let there = len.min(front.len());
+        let front = &mut front[..there];
+        if !self.pieces.copy_front(front) {
+            return Err(HostDrop::ShortHeader);
+        }
+        // The addresses move up to where the tag was; the frame begins there.
+        front.copy_within(vnet::HEADER..TAP_HEAD, vnet::HEADER + vnet::TAG);
+        let untagged = vnet::HEADER + vnet::TAG;
+        let total = len - untagged;
+        let cut = Cut::new(header, tunnelled, &front[untagged..], total);
+        let cut = cut.ok_or(HostDrop::BadOffload)?;
+        let before = vnet::of_segment(header);
+        let before = &before[..link.header()];
+        let mut one = [0; vnet::LONG_HEADER + MOST_HEADERS];
+        one[..before.len()].copy_from_slice(before);
+        let mut headers = [0; MOST_HEADERS];
+        for index in 0..cut.count() {
+            let segment = cut.segment(index, &mut headers);
+            let (length, payload) = segment.ok_or(HostDrop::BadOffload)?;
+            let end = before.len() + length;
+            one[before.len()..end].copy_from_slice(&headers[..length]);
+            self.pieces
+                .write_part(
+                    link.tap(),
+                    &one[..end],
+                    untagged + payload.start,
+                    payload.len(),
+                )
+                .map_err(|e| refusal(&e))?;
+        }
+        link.counters().cut.add(1);
+        Ok(())
+    }
+}
+
+/// The vnet header of a frame that the tap takes as it is, long or to be cut short; `None` if it does not.
+fn front_of(
+    link: &Link,
+    header: &[u8; vnet::HEADER],
+    tunnelled: Option<Tunnelled>,
+) -> Option<[u8; vnet::LONG_HEADER]> {
+    match tunnelled {
+        Some(tunnel) if link.knows_tunnels() => tunnel.long_header(header),
+        Some(_) => None,
+        None => {
+            let mut long = [0; vnet::LONG_HEADER];
+            long[..vnet::HEADER].copy_from_slice(header);
+            Some(long)
         }
     }
 }

@@ -21,12 +21,16 @@ const TUNNEL_CSUM: u8 = 8;
 /// In the GSO type: the packet to be cut lies in a UDP tunnel over IPv4, or over IPv6.
 const TUNNEL4: u8 = 0x20;
 const TUNNEL6: u8 = 0x40;
+/// And that its TCP speaks of congestion (RFC 3168).
+const ECN: u8 = 0x80;
 /// In the long header: where the outer UDP header begins, and the inner IP header.
 const OUTER_TRANSPORT: usize = 20;
 const INNER_NETWORK: usize = 22;
 const GSO_TYPE: usize = 1;
 const HDR_LEN: usize = 2;
+const GSO_SIZE: usize = 4;
 const CSUM_START: usize = 6;
+const CSUM_OFFSET: usize = 8;
 const NUM_BUFFERS: usize = 10;
 
 /// Why a frame from the guest has no place on a tap.
@@ -58,6 +62,42 @@ impl Tunnelled {
         long[INNER_NETWORK..].copy_from_slice(&self.network.to_le_bytes());
         Some(long)
     }
+}
+
+/// What a tap's header says of a frame that is to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segmentation {
+    /// What the segments are, without the flags.
+    pub kind: u8,
+    /// Payload of each.
+    pub size: u16,
+    /// Where the checksum of each begins, and where it stands from there.
+    pub start: u16,
+    pub offset: u16,
+    /// The UDP header of the tunnel has a checksum too.
+    pub outer_checksum: bool,
+}
+
+impl Segmentation {
+    /// Of a header that has been through [`to_tap`]; `None` if nothing is to be cut, or no checksum to be completed.
+    pub fn read(header: &[u8; HEADER]) -> Option<Self> {
+        let to_cut = is_gso(header) && header[0] & NEEDS_CSUM != 0;
+        to_cut.then(|| Self {
+            kind: header[GSO_TYPE] & !(TUNNEL4 | TUNNEL6 | ECN),
+            size: field(header, GSO_SIZE),
+            start: field(header, CSUM_START),
+            offset: field(header, CSUM_OFFSET),
+            outer_checksum: header[0] & TUNNEL_CSUM != 0,
+        })
+    }
+}
+
+/// The header of one segment, of the tap's size: nothing to cut, the same checksum to be completed.
+pub fn of_segment(header: &[u8; HEADER]) -> [u8; LONG_HEADER] {
+    let mut one = [0; LONG_HEADER];
+    one[0] = NEEDS_CSUM;
+    one[CSUM_START..NUM_BUFFERS].copy_from_slice(&header[CSUM_START..NUM_BUFFERS]);
+    one
 }
 
 fn field(header: &[u8; HEADER], at: usize) -> u16 {

@@ -24,6 +24,20 @@ pub struct UplinkConfig {
     pub pods: Vec<String>,
     #[serde(default)]
     pub peers: Vec<PeerConfig>,
+    /// Who cuts large frames in tunnels.
+    #[serde(default)]
+    pub segmentation: SegmentationBy,
+}
+
+/// Who cuts a large frame in a tunnel into packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SegmentationBy {
+    /// The host's kernel or the network card, where the kernel has taps for it (Linux ≥ 6.17); else the daemon.
+    #[default]
+    Auto,
+    /// The daemon, always: for a card whose driver does it wrong.
+    Daemon,
 }
 
 /// The format of the tunnel.

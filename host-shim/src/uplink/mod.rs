@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 
 use sluice_contract::{Key, Row};
 
-use self::config::{UplinkConfig, parse_prefix};
+use self::config::{SegmentationBy, UplinkConfig, parse_prefix};
 use self::mirror::Changes;
 use crate::control::Control;
 use crate::wiring::netlink::{Change, Netlink};
@@ -75,7 +75,11 @@ impl Uplink {
         let first = follower
             .rows(&mut netlink)
             .map_err(failed("read the host's tables"))?;
-        let tap = tap::attach_for_tunnels(TAP).map_err(failed("make the tap"))?;
+        let tap = match config.segmentation {
+            SegmentationBy::Auto => tap::attach_for_tunnels(TAP),
+            SegmentationBy::Daemon => tap::attach(TAP),
+        }
+        .map_err(failed("make the tap"))?;
         quiet(TAP).map_err(failed("keep the host's IPv6 off the tap"))?;
         let index = netlink.index(TAP).map_err(failed("find the tap"))?;
         let change = Change {
