@@ -18,7 +18,7 @@ image: ## the guest image: one static ELF with a PVH note
 	@cargo build --quiet --profile guest -p sluice-guest --bin sluice-appliance
 
 build: setup image ## everything, optimised
-	@cargo build --quiet --release -p sluice-vmm -p sluice-host -p sluice-cni -p sluice-tests
+	@cargo build --quiet --release -p sluice-vmm -p sluice-host -p sluice-cni -p sluice-replay -p sluice-tests
 
 run: build ## one node with the pods of EXAMPLE, live status until Ctrl-C, then nothing is left
 	@$(REL)/sluice-lab run $(EXAMPLE)

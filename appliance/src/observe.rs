@@ -9,7 +9,7 @@ use crate::flow::{Direction, Flow};
 use heapless::Vec;
 use sluice_contract::policy::{Direction as PolicyDirection, RuleId};
 use sluice_contract::service::{FrontendKind, PortId};
-use sluice_contract::{Identity, LinkId};
+use sluice_contract::{DropReason, Identity, LinkId};
 
 /// A decision of a stage, with the row that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub enum Step {
     Route(Path),
     /// It leaves as a packet of this flow.
     Rewritten(Flow),
+    /// A stage refused it; its sender may be told.
+    Refused(DropReason),
 }
 
 /// Somebody who listens.

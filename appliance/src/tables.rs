@@ -494,6 +494,11 @@ impl<'m> Tables<'m> {
         self.routes.live.get(at).map(|range| range.meaning)
     }
 
+    /// Its prefix, which is its key.
+    pub fn route_prefix(&self, at: usize) -> Option<Prefix> {
+        self.routes.live.get(at).map(|range| range.prefix)
+    }
+
     pub const fn services(&self) -> &Services<'m> {
         &self.services
     }

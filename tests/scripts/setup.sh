@@ -10,6 +10,7 @@ wanted=(
   ping:iputils-ping
   iperf3:iperf3
   tcpdump:tcpdump
+  tshark:tshark
   ethtool:ethtool
   cc:gcc
 )

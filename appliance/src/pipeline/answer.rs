@@ -104,6 +104,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         packet: &Packet,
         refusal: Refusal,
     ) -> Verdict {
+        self.observer.note(Step::Refused(refusal.reason));
         let drop = Verdict::Drop(refusal.reason);
         let Some(answer) = refusal.answer else {
             return drop;

@@ -122,19 +122,25 @@ impl<O: Observer> Stages<'_, '_, O> {
             now: self.now,
         };
         let chosen = service::choose(self.tables, &self.state.affinities, &question);
-        if let Ok(frontend) = service::frontend(self.tables, flow, place)
-            && (chosen.is_ok() || O::DRY)
-        {
-            self.observer.note(Step::Frontend {
-                service: frontend.service(),
-                kind: frontend.kind(),
-            });
-        }
-        if let Ok(choice) = &chosen {
-            self.observer.note(Step::Backend {
-                address: choice.address,
-                port: choice.port,
-            });
+        match &chosen {
+            Ok(choice) => {
+                self.observer.note(Step::Frontend {
+                    service: choice.service,
+                    kind: choice.kind,
+                });
+                self.observer.note(Step::Backend {
+                    address: choice.address,
+                    port: choice.port,
+                });
+            }
+            Err(_) => {
+                if let Ok(frontend) = service::frontend(self.tables, flow, place) {
+                    self.observer.note(Step::Frontend {
+                        service: frontend.service(),
+                        kind: frontend.kind(),
+                    });
+                }
+            }
         }
         chosen
     }
