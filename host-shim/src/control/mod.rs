@@ -81,15 +81,26 @@ struct State {
     shut_down: bool,
     stop: bool,
     in_force_at: Option<Instant>,
+    /// The guest has tables, of this life of the daemon or an earlier one.
+    forwards: bool,
     /// The present second of guest lines, and how many there were in it.
     lines: Option<(Instant, u32)>,
 }
 
-#[derive(Debug)]
+/// Told whenever it changes whether the guest has tables to forward by.
+type Gate = Box<dyn Fn(bool) + Send + Sync>;
+
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     wake: EventFd,
+    gate: Gate,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
 }
 
 /// The way to the control thread.
@@ -97,11 +108,12 @@ struct Shared {
 pub struct Control(Arc<Shared>);
 
 impl Control {
-    /// Without a thread yet: rows can be put, so that no guest ever sees a part of them.
+    /// Without a thread yet: rows can be put, so that no guest ever sees a part of them. `gate` is told whether the guest can
+    /// forward: not when one comes or goes, and again once it has a generation in force.
     ///
     /// # Errors
     /// When the kernel gives no descriptor.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(gate: impl Fn(bool) + Send + Sync + 'static) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)?;
         let (state, changed) = (Mutex::default(), Condvar::new());
@@ -109,6 +121,7 @@ impl Control {
             state,
             changed,
             wake,
+            gate: Box::new(gate),
         })))
     }
 
@@ -206,6 +219,19 @@ impl Control {
 }
 
 impl Shared {
+    /// Has the state changed by `change`, and tells the gate if that changed whether the guest forwards.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let before = state.forwards;
+        let result = change(&mut state);
+        if state.forwards != before {
+            (self.gate)(state.forwards);
+        }
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -297,6 +323,7 @@ impl State {
         status.hello_us = Some(hello.uptime_us);
         status.generation = hello.generation.0;
         status.problem = None;
+        self.forwards = hello.generation != Generation::default();
     }
 
     fn in_force(&mut self, generation: Generation, revision: u64) {
@@ -306,6 +333,7 @@ impl State {
         let name = |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
         self.status.refused = self.desired.refusals().map(name).collect();
         self.in_force_at.get_or_insert_with(Instant::now);
+        self.forwards = true;
     }
 
     fn note(&mut self, text: String) {
@@ -324,6 +352,7 @@ impl State {
         // A guest that comes back may have nothing.
         self.revision = 0;
         self.in_force_at = None;
+        self.forwards = false;
     }
 }
 

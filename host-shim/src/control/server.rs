@@ -92,6 +92,8 @@ impl Server {
                 let session = Session::new(Instant::now(), seed());
                 self.peer = Some(Peer { stream, session });
                 self.shared.lock().status.connected = true;
+                // However long ago the last one went.
+                (self.shared.gate)(false);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
@@ -105,13 +107,14 @@ impl Server {
             Ok(0) => self.drop_peer("closed"),
             Ok(n) => {
                 let mut events = Vec::new();
-                let mut state = self.shared.lock();
                 let bytes = chunk.get(..n).unwrap_or_default();
-                peer.session
-                    .receive(bytes, Instant::now(), &mut state.desired, &mut events);
-                events.into_iter().for_each(|event| state.learn(event));
-                state.status.garbage = peer.session.garbage();
-                self.shared.changed.notify_all();
+                self.shared.change(|state| {
+                    let desired = &mut state.desired;
+                    peer.session
+                        .receive(bytes, Instant::now(), desired, &mut events);
+                    events.into_iter().for_each(|event| state.learn(event));
+                    state.status.garbage = peer.session.garbage();
+                });
             }
             Err(error) if is_transient(&error) => {}
             Err(_) => self.drop_peer("broken"),
@@ -134,14 +137,13 @@ impl Server {
 
     fn advance(&mut self) {
         let Some(peer) = &mut self.peer else { return };
-        let mut state = self.shared.lock();
-        let mut events = Vec::new();
-        peer.session
-            .advance(Instant::now(), &state.desired, &mut events);
-        events.into_iter().for_each(|event| state.learn(event));
-        state.status.settled = peer.session.is_settled();
-        drop(state);
-        self.shared.changed.notify_all();
+        self.shared.change(|state| {
+            let mut events = Vec::new();
+            peer.session
+                .advance(Instant::now(), &state.desired, &mut events);
+            events.into_iter().for_each(|event| state.learn(event));
+            state.status.settled = peer.session.is_settled();
+        });
         let output = peer.session.output();
         match peer.stream.write(output) {
             Ok(written) => drop(output.drain(..written)),
@@ -154,8 +156,7 @@ impl Server {
     fn drop_peer(&mut self, why: &'static str) {
         tracing::info!(why, "VMM left the control channel");
         self.peer = None;
-        self.shared.lock().disconnected();
-        self.shared.changed.notify_all();
+        self.shared.change(super::State::disconnected);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The host's end against a small guest that keeps the contract's rules, over a channel that loses and garbles.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -321,7 +322,9 @@ fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
 
     let name = format!("sluice-control-test-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
-    let control = super::Control::new().unwrap();
+    let gate = Arc::new(Mutex::new(Vec::new()));
+    let told = gate.clone();
+    let control = super::Control::new(move |open| told.lock().unwrap().push(open)).unwrap();
     control
         .serve(UnixListener::bind_addr(&address).unwrap())
         .unwrap();
@@ -353,6 +356,11 @@ fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
     assert!(refused.to_string().contains("link 17"), "{refused}");
     assert_eq!(control.counters(limit).unwrap().len(), 2);
     assert!(control.status().connected);
+    assert_eq!(
+        *gate.lock().unwrap(),
+        [false, true],
+        "shut for the new guest, open once it has tables"
+    );
     control.stop();
     assert_eq!(serve.join().unwrap().rows.len(), 1);
 }

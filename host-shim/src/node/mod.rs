@@ -39,6 +39,8 @@ use crate::wiring::{WiringError, tap};
 
 /// How long a new link may take to be in force before it is taken back.
 const IN_FORCE: Duration = Duration::from_secs(5);
+/// For how long frames wait in the taps for a guest to be configured.
+const HELD: Duration = Duration::from_secs(2);
 /// How long a removed link may take to be out of force before its tap goes anyway.
 const OUT_OF_FORCE: Duration = Duration::from_secs(1);
 
@@ -112,7 +114,13 @@ impl Node {
         let trunk = TrunkState::default();
         serve_trunk(&sockets.trunk, offloads, &driver, &trunk)?;
         let channel = listen(&sockets.control)?;
-        let control = Control::new().map_err(cannot("start the control channel"))?;
+        let mailbox = driver.mailbox().clone();
+        mailbox.send(Command::Hold(HELD));
+        let gate = move |forwards| match forwards {
+            true => mailbox.send(Command::Release),
+            false => mailbox.send(Command::Hold(HELD)),
+        };
+        let control = Control::new(gate).map_err(cannot("start the control channel"))?;
         let supervisor = Supervisor::start(&config, trunk.clone());
         let supervisor = supervisor.map_err(cannot("start the supervisor"))?;
         let node = Self {

@@ -43,6 +43,11 @@ pub enum Command {
     },
     /// Call the guest by this descriptor from now on.
     SetCall { queue: usize, call: Option<File> },
+    /// Leave frames in the taps until [`Release`](Command::Release), but for no longer than this: whatever happened to the guest
+    /// or to the control channel, connectivity must not hang on it.
+    Hold(Duration),
+    /// Let frames to the guest.
+    Release,
     /// The guest takes these offloads: tell every tap, and those to come.
     Offloads(Offloads),
     /// Serve a tap.
@@ -152,6 +157,7 @@ impl Driver {
             poll: polling.longest,
             crowd: Crowd::default(),
             taps_watched: true,
+            held_until: None,
             counters,
         };
         let thread = std::thread::Builder::new()
@@ -229,6 +235,7 @@ struct Running {
     poll: Duration,
     crowd: Crowd,
     taps_watched: bool,
+    held_until: Option<Instant>,
     counters: Arc<DriverCounters>,
 }
 
@@ -245,6 +252,11 @@ impl Running {
                 continue;
             }
             let now = Instant::now();
+            if self.held_until.is_some_and(|until| until <= now) {
+                tracing::info!("frames no longer wait for a configured appliance");
+                self.hold(None);
+                continue;
+            }
             let since = *idle_since.get_or_insert(now);
             self.crowd.look(now, since);
             if now.duration_since(since) < self.poll && !self.crowd.is_there(now) {
@@ -255,6 +267,11 @@ impl Running {
             self.crowd.last_look = None;
             idle_since = None;
         }
+    }
+
+    fn hold(&mut self, until: Option<Instant>) {
+        self.held_until = until;
+        self.engine.hold(until.is_some());
     }
 
     fn sleep(&mut self) {
@@ -269,7 +286,11 @@ impl Running {
         let mut events = [EpollEvent::empty(); 4];
         // Which descriptor it was does not matter: the next step looks everywhere. Kicks are edge-triggered and never
         // read, which saves a syscall per wake.
-        let woken = self.epoll.wait(&mut events, EpollTimeout::NONE);
+        let timeout = self.held_until.map_or(EpollTimeout::NONE, |until| {
+            let left = until.saturating_duration_since(began).as_millis() + 1;
+            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+        });
+        let woken = self.epoll.wait(&mut events, timeout);
         if let Err(error) = woken
             && error != nix::errno::Errno::EINTR
         {
@@ -326,6 +347,8 @@ impl Running {
                     let _ = reply.send(self.engine.stop_ring(queue));
                 }
                 Command::SetCall { queue, call } => self.engine.set_call(queue, call),
+                Command::Hold(limit) => self.hold(Some(Instant::now() + limit)),
+                Command::Release => self.hold(None),
                 Command::Offloads(offloads) => {
                     self.offloads = offloads;
                     for (id, tap) in self.engine.taps() {

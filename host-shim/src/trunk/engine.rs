@@ -84,11 +84,15 @@ impl TrunkCounters {
     }
 
     pub(super) fn call(&self, call: Option<&File>) {
-        let Some(mut call) = call else { return };
+        let Some(call) = call else { return };
         self.calls.add(1);
-        // An eventfd only refuses when its counter is full, and then the guest has a call waiting anyway.
-        let _ = call.write(&1u64.to_ne_bytes());
+        signal(call);
     }
+}
+
+fn signal(mut call: &File) {
+    // An eventfd only refuses when its counter is full, and then the guest has a call waiting anyway.
+    let _ = call.write(&1u64.to_ne_bytes());
 }
 
 /// Rings and taps of one trunk.
@@ -99,6 +103,8 @@ pub struct Engine {
     sender: Option<Sender>,
     counters: Arc<TrunkCounters>,
     starved: bool,
+    /// Frames stay in the taps: the guest could only drop them.
+    held: bool,
 }
 
 impl Engine {
@@ -114,16 +120,20 @@ impl Engine {
             sender: None,
             counters,
             starved: false,
+            held: false,
         })
     }
 
     /// Moves up to one phase of frames in each direction.
     pub fn step(&mut self) -> Progress {
         let mut progress = Progress::default();
-        if let Some(receiver) = &mut self.receiver {
+        if let Some(receiver) = self.receiver.as_mut().filter(|_| !self.held) {
             self.links.collect_ready();
             match receiver.run(&mut self.links, u32::from(PHASE), &self.counters) {
                 Ok(Phase { frames, starved }) => {
+                    if starved && !self.starved {
+                        self.counters.starved.add(1);
+                    }
                     progress.to_guest = frames;
                     self.starved = starved;
                 }
@@ -149,7 +159,7 @@ impl Engine {
             }
         }
         // Receive buffers only matter to a starved engine: else the guest would kick at every refill.
-        let starved = self.starved && self.links.any_active();
+        let starved = self.starved && !self.held && self.links.any_active();
         if let Some(receiver) = self.receiver.as_mut().filter(|_| starved) {
             match receiver.ring.ask_for_kick() {
                 Ok(more) => work |= more,
@@ -159,7 +169,7 @@ impl Engine {
         match &self.receiver {
             _ if work => Wait::Work,
             None => Wait::Kicks,
-            Some(_) if starved => Wait::Kicks,
+            Some(_) if self.held || starved => Wait::Kicks,
             Some(_) if self.links.any_active() => Wait::Work,
             Some(_) => Wait::TapsAndKicks,
         }
@@ -173,6 +183,11 @@ impl Engine {
         if let Some(receiver) = &mut self.receiver {
             receiver.ring.refuse_kicks();
         }
+    }
+
+    /// Whether frames stay in the taps, where they keep, instead of going to a guest that is not yet told what to do with them.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     /// Readable when a tap that was empty has a frame.
@@ -225,8 +240,9 @@ impl Engine {
         }
     }
 
-    /// Replaces the file descriptor by which the guest is called.
+    /// Replaces the file descriptor by which the guest is called, and calls it: what was published before may have found none.
     pub fn set_call(&mut self, queue: usize, call: Option<File>) {
+        call.as_ref().map(signal);
         match (queue, &mut self.receiver, &mut self.sender) {
             (RECEIVE, Some(receiver), _) => receiver.call = call,
             (TRANSMIT, _, Some(sender)) => sender.call = call,

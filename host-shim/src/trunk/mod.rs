@@ -11,6 +11,8 @@ pub mod engine;
 pub mod features;
 pub mod links;
 pub mod memory;
+#[cfg(test)]
+mod property_tests;
 mod receive;
 pub mod ring;
 mod segment;

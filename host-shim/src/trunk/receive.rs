@@ -114,7 +114,6 @@ impl Receiver {
         let mut frames = 0;
         for _ in 0..turn {
             if !self.stage(counters)? {
-                counters.starved.add(1);
                 return Ok(Served::Starved(frames));
             }
             match self.frame(id, link) {

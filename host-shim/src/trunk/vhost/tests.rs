@@ -196,6 +196,32 @@ fn sleeping_driver_is_woken_by_taps_and_calls_a_guest_that_asked() {
 }
 
 #[test]
+fn frames_are_held_until_released_and_never_for_ever() {
+    let bench = bench();
+    let mut guest = FakeGuest::new(64, true).unwrap();
+    guest.offer_buffers(0, 60, 4096);
+    let mailbox = bench.driver.mailbox();
+    mailbox.send(Command::Hold(Duration::from_secs(3600)));
+    let (stream, server) = bench.accept();
+    let vmm = connect(stream, &guest);
+    eventually("serving", || bench.state.peer().filter(|p| p.serving));
+    bench.pod.send(&frame(1)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(guest.used(RECEIVE), []);
+    mailbox.send(Command::Release);
+    eventually("the held frame", || guest.used(RECEIVE).first().copied());
+
+    mailbox.send(Command::Hold(Duration::from_millis(100)));
+    bench.pod.send(&frame(2)).unwrap();
+    eventually("the second frame, nobody releasing it", || {
+        guest.used(RECEIVE).first().copied()
+    });
+    drop(vmm);
+    server.join().unwrap();
+    bench.driver.stop();
+}
+
+#[test]
 fn nonsense_of_a_vmm_ends_the_connection_or_is_refused_and_the_next_one_is_served() {
     let bench = bench();
     let mut guest = FakeGuest::new(64, true).unwrap();
