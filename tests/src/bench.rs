@@ -10,15 +10,15 @@ use crate::load::Outcome;
 use crate::netns::Netns;
 use crate::{cpu, need};
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
 /// What is measured, in the order of the table.
-const METRICS: [(&str, &str); 9] = [
+const METRICS: [(&str, &str); 10] = [
     ("tcp bulk", "Gb/s"),
     ("tcp bulk cpu", "s/GB"),
+    ("tcp bulk bbr", "Gb/s"),
     ("udp 64 B", "kpps"),
     ("udp 64 B cpu", "s/Mpkt"),
     ("udp 64 B lost", "%"),
@@ -34,7 +34,6 @@ struct Path {
     client: Netns,
     address: String,
     _server: Running,
-    _iperf: Running,
     _keeper: Keeper,
 }
 
@@ -112,17 +111,9 @@ fn path(
         "sluice-load",
         load.args(["serve", "[::]:7000"]).stdout(Stdio::null()),
     )?;
-    let mut iperf = server.command("iperf3");
-    let _iperf = Running::start(
-        "iperf3",
-        iperf.args(["-s", "-p", "7001"]).stdout(Stdio::null()),
-    )?;
-    command::until("the servers", Duration::from_secs(5), || {
+    command::until("the server", Duration::from_secs(5), || {
         let listening = server.run(&["ss", "-ltnH"])?;
-        anyhow::ensure!(
-            listening.contains(":7000") && listening.contains(":7001"),
-            "not yet"
-        );
+        anyhow::ensure!(listening.contains(":7000"), "not yet");
         Ok(())
     })?;
     Ok(Path {
@@ -130,20 +121,23 @@ fn path(
         client,
         address,
         _server,
-        _iperf,
         _keeper: keeper(server),
     })
 }
 
 fn measure(path: &Path, seconds: f64) -> Result<Vec<f64>> {
-    let (bulk, bulk_cpu) = with_cpu(|| iperf(path, seconds))?;
-    let (udp, udp_cpu) = with_cpu(|| load(path, "udp", seconds))?;
-    let (rr, rr_cpu) = with_cpu(|| load(path, "rr", seconds))?;
-    let (connect, _) = with_cpu(|| load(path, "connect", seconds))?;
+    // Named, because the machine's default may pace.
+    let cubic = ["--congestion", "cubic"];
+    let (bulk, bulk_cpu) = with_cpu(|| load(path, "bulk", seconds, &cubic))?;
+    let (paced, _) = with_cpu(|| load(path, "bulk", seconds, &["--congestion", "bbr"]))?;
+    let (udp, udp_cpu) = with_cpu(|| load(path, "udp", seconds, &[]))?;
+    let (rr, rr_cpu) = with_cpu(|| load(path, "rr", seconds, &[]))?;
+    let (connect, _) = with_cpu(|| load(path, "connect", seconds, &[]))?;
     let done = |o: &Outcome| o.done.max(1) as f64;
     Ok(vec![
-        bulk * 8.0 / 1e9 / seconds,
-        bulk_cpu / (bulk / 1e9),
+        bulk.rate() * 8.0 / 1e9,
+        bulk_cpu / (done(&bulk) / 1e9),
+        paced.rate() * 8.0 / 1e9,
         udp.rate() / 1e3,
         udp_cpu / (done(&udp) / 1e6),
         100.0 * udp.lost as f64 / (udp.done + udp.lost).max(1) as f64,
@@ -160,39 +154,19 @@ fn with_cpu<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     Ok((value, cpu::machine()? - before))
 }
 
-fn load(path: &Path, kind: &str, seconds: f64) -> Result<Outcome> {
+fn load(path: &Path, kind: &str, seconds: f64, more: &[&str]) -> Result<Outcome> {
     let program = program("sluice-load");
     let server = format!("{}:7000", path.address);
     let time = seconds.to_string();
-    let words = [
+    let mut words = vec![
         program.to_str().context("path")?,
         kind,
         &server,
         "--time",
         &time,
     ];
+    words.extend(more);
     Ok(serde_json::from_str(&path.client.run(&words)?)?)
-}
-
-/// Bytes that arrived. The congestion control is named, because the machine's default may pace.
-fn iperf(path: &Path, seconds: f64) -> Result<f64> {
-    let time = seconds.to_string();
-    let words = [
-        "iperf3",
-        "-c",
-        &path.address,
-        "-p",
-        "7001",
-        "-t",
-        &time,
-        "-C",
-        "cubic",
-        "-J",
-    ];
-    let report: Value = serde_json::from_str(&path.client.run(&words)?)?;
-    report["end"]["sum_received"]["bytes"]
-        .as_f64()
-        .context("iperf3 reported no bytes")
 }
 
 fn median(values: &[f64]) -> f64 {

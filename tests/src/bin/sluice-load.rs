@@ -47,6 +47,15 @@ enum Role {
         #[arg(long, default_value_t = 2.0)]
         time: f64,
     },
+    /// TCP as fast as it goes
+    Bulk {
+        server: SocketAddr,
+        #[arg(long, default_value_t = 2.0)]
+        time: f64,
+        /// Congestion control, chosen before connecting
+        #[arg(long, default_value = "cubic")]
+        congestion: String,
+    },
     /// A TCP stream whose every byte is checked at the far end
     Checked {
         server: SocketAddr,
@@ -66,6 +75,11 @@ fn main() -> Result<()> {
         } => udp::window(server, size, window, Duration::from_secs_f64(time))?,
         Role::Rr { server, time } => tcp::round_trips(server, Duration::from_secs_f64(time))?,
         Role::Connect { server, time } => tcp::connections(server, Duration::from_secs_f64(time))?,
+        Role::Bulk {
+            server,
+            time,
+            congestion,
+        } => tcp::bulk(server, Duration::from_secs_f64(time), &congestion)?,
         Role::Checked { server, bytes } => tcp::checked(server, bytes)?,
     };
     println!("{}", serde_json::to_string(&outcome)?);

@@ -2,7 +2,7 @@
 //!
 //! * [`udp`]: 64-byte datagrams, at most a window of them unacknowledged; the receiver acknowledges, so the rate is what
 //!   arrived and a lost datagram is seen.
-//! * [`tcp`]: request/response of one byte with its latencies, connections per second, and a checked bulk stream.
+//! * [`tcp`]: request/response of one byte with its latencies, connections per second, bulk, and a checked stream.
 //!
 //! Every client is bounded in time and prints one JSON object.
 
@@ -45,7 +45,7 @@ impl Latency {
 /// What a client saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Datagrams acknowledged, requests answered, connections closed, or bytes received back checked.
+    /// Datagrams acknowledged, requests answered, connections closed, or bytes that arrived.
     pub done: u64,
     /// Datagrams that were never acknowledged.
     pub lost: u64,

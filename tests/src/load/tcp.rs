@@ -1,16 +1,22 @@
-//! TCP: request/response, connection rate, and a bulk stream whose every byte is checked.
+//! TCP: request/response, connection rate, bulk, and a stream whose every byte is checked.
 //!
-//! The first byte of a connection says what it wants: `E` echo, `S` sink of a patterned stream that is answered with the
-//! count of good bytes.
+//! The first byte of a connection says what it wants: `E` echo, `B` sink that is answered with the count of bytes, `S` sink
+//! of a patterned stream that is answered with the count of good bytes.
 
 use super::{Latency, Outcome};
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 /// A connection that does not move for this long is broken.
 const STALLED: Duration = Duration::from_secs(10);
+
+/// Bytes of one read or write of a bulk stream: what iperf3 uses.
+const BULK: usize = 128 << 10;
 
 /// Serves connections, each in a thread, for ever.
 ///
@@ -32,7 +38,8 @@ fn answer(connection: &mut TcpStream) -> Result<()> {
     let mut wish = [0u8];
     connection.read_exact(&mut wish)?;
     match wish[0] {
-        b'S' => sink(connection),
+        b'S' => checked_sink(connection),
+        b'B' => sink(connection),
         _ => echo(connection),
     }
 }
@@ -54,6 +61,19 @@ fn pattern(position: u64) -> u8 {
 }
 
 fn sink(connection: &mut TcpStream) -> Result<()> {
+    let mut buffer = vec![0u8; BULK];
+    let mut bytes = 0u64;
+    loop {
+        match connection.read(&mut buffer)? {
+            0 => break,
+            n => bytes += n as u64,
+        }
+    }
+    connection.write_all(&bytes.to_be_bytes())?;
+    Ok(())
+}
+
+fn checked_sink(connection: &mut TcpStream) -> Result<()> {
     let mut buffer = vec![0u8; 1 << 18];
     let (mut position, mut good) = (0u64, 0u64);
     loop {
@@ -77,6 +97,44 @@ fn connect(server: SocketAddr) -> Result<TcpStream> {
     stream.set_read_timeout(Some(STALLED))?;
     stream.set_write_timeout(Some(STALLED))?;
     Ok(stream)
+}
+
+/// Sends as fast as it can for `time`, under the named congestion control. It is chosen before connecting: a socket that begins
+/// with one that paces (BBR) goes on pacing under any other.
+///
+/// # Errors
+/// If the congestion control is not there, or the connection breaks.
+pub fn bulk(server: SocketAddr, time: Duration, congestion: &str) -> Result<Outcome> {
+    let address = SockaddrStorage::from(server);
+    let family = match server {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let fd = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&fd, sockopt::TcpCongestion, &OsString::from(congestion))
+        .with_context(|| format!("congestion control {congestion} cannot be used"))?;
+    socket::connect(fd.as_raw_fd(), &address)
+        .with_context(|| format!("cannot connect to {server}"))?;
+    let mut stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(STALLED))?;
+    stream.set_write_timeout(Some(STALLED))?;
+    stream.write_all(b"B")?;
+    let chunk = vec![0x5au8; BULK];
+    let start = Instant::now();
+    while start.elapsed() < time {
+        stream.write_all(&chunk).context("while sending")?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = [0u8; 8];
+    stream
+        .read_exact(&mut answer)
+        .context("no answer after the last byte")?;
+    Ok(Outcome {
+        done: u64::from_be_bytes(answer),
+        lost: 0,
+        seconds: start.elapsed().as_secs_f64(),
+        latency: Latency::default(),
+    })
 }
 
 /// Sends `bytes` patterned bytes; every one of them must arrive at its place.
