@@ -1,23 +1,20 @@
-//! Small files that must be whole or absent, whatever happens in between.
+//! Small files of the run directory that must be whole or absent, whoever dies in between.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::Serialize;
 
-/// Replaces a JSON file: a reader sees the old or the new one, also after a power cut.
+/// Replaces a JSON file of the run directory: a reader sees the old or the new one, whoever dies. Nothing in the run
+/// directory outlives a boot, nor does anything that it tells of, so no power cut can make it wrong and it is not synced.
 ///
 /// # Errors
 /// As the file system says.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    File::open(directory)?.sync_all()
+    fs::write(&beside, serde_json::to_vec(value)?)?;
+    fs::rename(&beside, path)
 }
 
 /// Removes a file that may not be there.

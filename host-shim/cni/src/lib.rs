@@ -11,6 +11,7 @@ pub mod config;
 pub mod deferred;
 pub mod env;
 pub mod error;
+pub mod gate;
 pub mod plugin;
 pub mod result;
 pub mod rpc;

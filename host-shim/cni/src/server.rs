@@ -1,6 +1,7 @@
 //! The node's end of the socket: a thread per call, bounded in number, in bytes and in time.
 
 use crate::error::{CniError, Code};
+use crate::gate::Gate;
 use crate::rpc::{self, Body, LINE, Lines, Request};
 use crate::verbs::Verbs;
 use crate::verbs::node::Node;
@@ -11,8 +12,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,6 @@ const CALLS: usize = 128;
 const REQUEST: Duration = Duration::from_secs(5);
 /// How often the node's health is looked at.
 const SAMPLE: Duration = Duration::from_millis(250);
-
-#[derive(Debug, Default)]
-struct Gate {
-    running: Mutex<usize>,
-    ended: Condvar,
-}
 
 /// A running server; it stops when this goes.
 #[derive(Debug)]
@@ -55,7 +50,7 @@ impl Server {
         }
         let listener = Arc::new(UnixListener::bind(&path)?);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        let (stop, gate) = (Arc::new(AtomicBool::new(false)), Arc::new(Gate::default()));
+        let (stop, gate) = (Arc::new(AtomicBool::new(false)), Arc::new(Gate::new(CALLS)));
         let calls = Arc::new(AtomicUsize::new(0));
         let sampler = {
             let (verbs, stop) = (verbs.clone(), stop.clone());
@@ -100,18 +95,7 @@ impl Drop for Server {
             // A thread that panicked has said so.
             let _ended = thread.join();
         }
-        let mut running = self
-            .gate
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        while *running > 0 {
-            running = self
-                .gate
-                .ended
-                .wait(running)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.gate.wait_empty();
         // It may be another daemon's already.
         let _gone_already = fs::remove_file(&self.path);
     }
@@ -133,43 +117,15 @@ fn accept<N: Node + 'static>(
             thread::sleep(Duration::from_millis(10));
             continue;
         };
-        gate.enter();
-        let (verbs, leave, calls) = (verbs.clone(), Leave(gate.clone()), calls.clone());
+        let inside = Gate::enter(gate.clone());
+        let (verbs, calls) = (verbs.clone(), calls.clone());
         let call = move || {
-            let _leave = leave;
+            let _inside = inside;
             serve(&verbs, &stream);
             calls.fetch_add(1, Ordering::Relaxed);
         };
         // Without a thread the stream closes, and the caller hears that.
         let _refused = thread::Builder::new().name("cni-call".into()).spawn(call);
-    }
-}
-
-impl Gate {
-    fn enter(&self) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        while *running >= CALLS {
-            running = self
-                .ended
-                .wait(running)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        *running += 1;
-    }
-}
-
-/// Leaves the gate, however the call ends.
-#[derive(Debug)]
-struct Leave(Arc<Gate>);
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        *self
-            .0
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.ended.notify_all();
     }
 }
 

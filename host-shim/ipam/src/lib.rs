@@ -51,6 +51,13 @@ pub enum IpamError {
         ifname: String,
         address: IpAddr,
     },
+    /// The node's ranges are not those that its pods' addresses came from.
+    #[error("the node's pod CIDRs changed: {count} addresses ({first}) are outside of {ranges}")]
+    Moved {
+        ranges: String,
+        count: usize,
+        first: IpAddr,
+    },
     /// The disk refused.
     #[error("cannot {what}")]
     Disk {

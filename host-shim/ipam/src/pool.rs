@@ -22,6 +22,8 @@ pub struct Ask<'a> {
     pub plan: &'a Plan,
     /// Addresses that it must have and no others.
     pub fixed: &'a [IpAddr],
+    /// The plan is all that the node may use: nothing is given while something outside of it is held (row I-01).
+    pub confined: bool,
     /// For how long a freed address is avoided.
     pub cooldown: Duration,
     /// Seconds since 1970.
@@ -65,6 +67,17 @@ struct State<D> {
     unseen: HashMap<Lease, Instant>,
 }
 
+/// The store while nobody else can touch it, and what is in it.
+struct Held<'a, D: Disk> {
+    // Given back in this order.
+    _lock: D::Lock,
+    listing: Listing,
+    state: MutexGuard<'a, State<D>>,
+}
+
+/// Cooldowns that are over are forgotten this many at a time.
+const FORGOTTEN: usize = 16;
+
 fn disk(what: &'static str) -> impl FnOnce(io::Error) -> IpamError {
     move |source| IpamError::Disk { what, source }
 }
@@ -97,6 +110,19 @@ impl<D: Disk> Pool<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn hold(&self) -> Result<Held<'_, D>, IpamError> {
+        let mut state = self.state();
+        let lock = state.store.disk.lock();
+        let lock = lock.map_err(disk("lock the address store"))?;
+        let listing = state.store.listing();
+        let listing = listing.map_err(disk("read the address store"))?;
+        Ok(Held {
+            _lock: lock,
+            listing,
+            state,
+        })
+    }
+
     /// One address of every set for `ask.owner`. When this returns they survive a power cut. `live` tells whether a holder
     /// lives, for the message when nothing is left.
     ///
@@ -108,16 +134,11 @@ impl<D: Disk> Pool<D> {
         ask: &Ask<'_>,
         live: &dyn Fn(&Lease) -> bool,
     ) -> Result<Vec<Address>, IpamError> {
-        let mut state = self.state();
-        let _lock = state
-            .store
-            .disk
-            .lock()
-            .map_err(disk("lock the address store"))?;
-        let listing = state
-            .store
-            .listing()
-            .map_err(disk("read the address store"))?;
+        let Held {
+            _lock,
+            listing,
+            state,
+        } = self.hold()?;
         if let Some(lease) = listing.leases.iter().find(|lease| lease.is_of(ask.owner)) {
             return Err(IpamError::Duplicate {
                 container_id: ask.owner.container_id.clone(),
@@ -126,6 +147,8 @@ impl<D: Disk> Pool<D> {
             });
         }
         check_fixed(ask)?;
+        check_confined(ask, &listing)?;
+        forget_cooled(&state.store, ask, &listing);
         state
             .store
             .stage(ask.owner)
@@ -159,16 +182,11 @@ impl<D: Disk> Pool<D> {
         cooling_from: Option<u64>,
         which: impl Fn(&Lease) -> bool,
     ) -> Result<Vec<IpAddr>, IpamError> {
-        let mut state = self.state();
-        let _lock = state
-            .store
-            .disk
-            .lock()
-            .map_err(disk("lock the address store"))?;
-        let listing = state
-            .store
-            .listing()
-            .map_err(disk("read the address store"))?;
+        let Held {
+            _lock,
+            listing,
+            state,
+        } = self.hold()?;
         let mut freed = Vec::new();
         for lease in listing.leases.iter().filter(|lease| which(lease)) {
             if state
@@ -194,17 +212,7 @@ impl<D: Disk> Pool<D> {
     /// # Errors
     /// If the disk refuses.
     pub fn leases(&self) -> Result<Vec<Lease>, IpamError> {
-        let mut state = self.state();
-        let _lock = state
-            .store
-            .disk
-            .lock()
-            .map_err(disk("lock the address store"))?;
-        Ok(state
-            .store
-            .listing()
-            .map_err(disk("read the address store"))?
-            .leases)
+        Ok(self.hold()?.listing.leases)
     }
 
     /// How full the fullest set of `plan` is.
@@ -237,16 +245,11 @@ impl<D: Disk> Pool<D> {
         monotonic: Instant,
         now: u64,
     ) -> Result<Vec<Lease>, IpamError> {
-        let mut state = self.state();
-        let _lock = state
-            .store
-            .disk
-            .lock()
-            .map_err(disk("lock the address store"))?;
-        let listing = state
-            .store
-            .listing()
-            .map_err(disk("read the address store"))?;
+        let Held {
+            _lock,
+            listing,
+            mut state,
+        } = self.hold()?;
         let mut unseen = HashMap::new();
         let (mut freed, mut first_error) = (Vec::new(), None);
         for lease in listing.leases {
@@ -325,6 +328,32 @@ fn check_fixed(ask: &Ask<'_>) -> Result<(), IpamError> {
         }
     }
     Ok(())
+}
+
+fn check_confined(ask: &Ask<'_>, listing: &Listing) -> Result<(), IpamError> {
+    let is_outside = |lease: &&Lease| !ask.plan.sets().iter().any(|s| s.contains(lease.ip));
+    let outside = || listing.leases.iter().filter(is_outside);
+    match outside().min() {
+        Some(first) if ask.confined => Err(IpamError::Moved {
+            ranges: ask.plan.to_string(),
+            count: outside().count(),
+            first: first.ip,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A cooldown that is over is a file that nobody needs: without this there would in time be one for every address.
+fn forget_cooled<D: Disk>(store: &Store<D>, ask: &Ask<'_>, listing: &Listing) {
+    let is_over = |since: u64| ask.now.saturating_sub(since) >= ask.cooldown.as_secs();
+    let over = listing
+        .released
+        .values()
+        .filter(|(since, _)| is_over(*since));
+    for (_, file) in over.take(FORGOTTEN) {
+        // Not worth a failed ADD; the next one tries again.
+        let _tried_again = store.forget_release(file);
+    }
 }
 
 fn take_all<D: Disk>(

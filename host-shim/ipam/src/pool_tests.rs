@@ -44,6 +44,7 @@ impl<D: Disk> Fixture<D> {
             owner: &owner,
             plan: &self.plan,
             fixed: &fixed,
+            confined: false,
             cooldown: Duration::from_secs(self.cooldown),
             now: self.now,
         };
@@ -103,6 +104,47 @@ fn i02_a_cooling_address_is_avoided_until_it_has_cooled_or_nothing_else_is_left(
     f.del("h");
     f.now = 2000;
     assert_eq!(f.add("i"), "10.1.0.3", "all have cooled: the walk's next");
+}
+
+#[test]
+fn cooldowns_that_are_over_are_forgotten_and_do_not_pile_up() {
+    let mut f = Fixture::new(&["10.1.0.0/16"]);
+    f.cooldown = 30;
+    for round in 0..200 {
+        let id = format!("p{round}");
+        f.add(&id);
+        f.del(&id);
+        f.now += 1;
+    }
+    let listing = f.pool.hold().unwrap().listing;
+    assert!(listing.leases.is_empty());
+    assert!(
+        (29..=31).contains(&listing.released.len()),
+        "one a second, for 30 s: {}",
+        listing.released.len()
+    );
+}
+
+#[test]
+fn i01_nothing_is_given_while_something_outside_of_the_nodes_subnets_is_held() {
+    let mut f = Fixture::new(&["10.1.0.0/24"]);
+    f.add("a");
+    f.plan = Plan::of_subnets(["10.2.0.0/24"]).unwrap();
+    let second = owner("b");
+    let ask = |confined| Ask {
+        owner: &second,
+        plan: &f.plan,
+        fixed: &[],
+        confined,
+        cooldown: Duration::ZERO,
+        now: 0,
+    };
+    let moved = f.pool.allocate(&ask(true), &|_| true).unwrap_err();
+    assert_eq!(
+        moved.to_string(),
+        "the node's pod CIDRs changed: 1 addresses (10.1.0.2) are outside of 10.2.0.1-10.2.0.254"
+    );
+    f.pool.allocate(&ask(false), &|_| true).unwrap();
 }
 
 #[test]
@@ -226,6 +268,7 @@ fn the_second_attachment_of_a_container_is_another_and_the_same_again_is_refused
         owner: &second,
         plan: &f.plan,
         fixed: &[],
+        confined: false,
         cooldown: Duration::ZERO,
         now: 0,
     };

@@ -50,7 +50,7 @@ impl Lease {
 }
 
 const STAGE: &str = ".stage";
-const STAGE_LAST: &str = ".stage-last";
+const STAGE_BOOT: &str = ".stage-boot";
 const BOOT: &str = ".boot";
 const RELEASED: &str = ".released-";
 /// `host-local` separates with this, and compares whole contents.
@@ -132,9 +132,8 @@ impl<D: Disk> Store<D> {
 
     /// Remembers where the walk stands.
     pub(crate) fn set_last_reserved(&self, index: usize, ip: IpAddr) -> io::Result<()> {
-        absent_is_fine(self.disk.remove(STAGE_LAST))?;
-        self.disk.create(STAGE_LAST, ip.to_string().as_bytes())?;
-        self.disk.rename(STAGE_LAST, &last_reserved_name(index))
+        self.disk
+            .note(&last_reserved_name(index), ip.to_string().as_bytes())
     }
 
     /// Frees `ip` if `lease` is still what its file says; it cools down from `seconds` on, if given.
@@ -171,9 +170,9 @@ impl<D: Disk> Store<D> {
     }
 
     pub(crate) fn set_boot(&self, id: &str) -> io::Result<()> {
-        absent_is_fine(self.disk.remove(STAGE_LAST))?;
-        self.disk.create(STAGE_LAST, id.as_bytes())?;
-        self.disk.rename(STAGE_LAST, BOOT)?;
+        absent_is_fine(self.disk.remove(STAGE_BOOT))?;
+        self.disk.create(STAGE_BOOT, id.as_bytes())?;
+        self.disk.rename(STAGE_BOOT, BOOT)?;
         self.disk.sync()
     }
 }

@@ -132,12 +132,15 @@ impl LinkTable {
             reason,
         };
         let saved: Saved = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|e| refused(e.to_string()))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Saved {
+            // Empty: the run directory is on a disk after all, and the power went.
+            Ok(text) if !text.is_empty() => {
+                serde_json::from_slice(&text).map_err(|e| refused(e.to_string()))?
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(refused(e.to_string())),
+            _ => Saved {
                 version: FORM,
                 ..Saved::default()
             },
-            Err(e) => return Err(refused(e.to_string())),
         };
         if saved.version != FORM {
             return Err(refused(format!(

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use sluice_cni::gate::Gate;
 use sluice_contract::row::NodeRow;
 use sluice_contract::{Key, LinkId, Row};
 
@@ -43,6 +44,9 @@ const IN_FORCE: Duration = Duration::from_secs(5);
 const HELD: Duration = Duration::from_secs(2);
 /// How long a removed link may take to be out of force before its tap goes anyway.
 const OUT_OF_FORCE: Duration = Duration::from_secs(1);
+
+/// Links that are wired at once: one holds the kernel's lock, one does what needs none.
+const WIRING: usize = 2;
 
 /// What a node cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +92,8 @@ pub struct Node {
     links: Mutex<LinkTable>,
     ways: Mutex<Ways>,
     offloads: Offloads,
+    /// The kernel makes interfaces one at a time. Who waits for that here is woken once, not for each of twenty requests.
+    wiring: Gate,
     started: Instant,
     /// Held for as long as the daemon lives: one per run directory.
     _lock: Flock<File>,
@@ -134,6 +140,7 @@ impl Node {
             links: Mutex::new(table),
             ways: Mutex::default(),
             offloads,
+            wiring: Gate::new(WIRING),
             started: Instant::now(),
             _lock: lock,
         };
@@ -287,7 +294,10 @@ impl Node {
     fn make(&self, pod: PodConfig, from_config: bool) -> Result<Link, NodeError> {
         let defaults = (self.config.wiring, self.config.mtu);
         let link = self.links().plan(pod, defaults, from_config)?;
-        let made = link.saved.spec().create().map_err(NodeError::from);
+        let made = {
+            let _inside = Gate::enter(&self.wiring);
+            link.saved.spec().create().map_err(NodeError::from)
+        };
         let served = made.and_then(|tap| self.serve(&link, tap));
         if let Err(error) = served {
             self.dismantle(&link)?;

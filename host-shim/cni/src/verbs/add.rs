@@ -144,10 +144,8 @@ impl<N: Node> Verbs<N> {
             _ => source.add(env, config, args, &|lease| self.lives(&record.key, lease))?,
         };
         refuse_unusable(&given.addresses)?;
+        // Written down with the rest when it is made: undoing a half-made attachment asks the store, not the record.
         record.link.addresses.clone_from(&given.addresses);
-        self.records
-            .write(record)
-            .map_err(disk("write the attachment"))?;
         Ok(given)
     }
 

@@ -30,14 +30,21 @@ const COOLDOWN: Duration = Duration::from_secs(60);
 impl From<IpamError> for CniError {
     fn from(error: IpamError) -> Self {
         let code = match error {
-            IpamError::Range(_) | IpamError::NotAllowed { .. } => Code::Config,
+            IpamError::Range(_) | IpamError::NotAllowed { .. } | IpamError::Moved { .. } => {
+                Code::Config
+            }
             IpamError::Exhausted { .. } => Code::Exhausted,
             IpamError::Taken { .. } => Code::AddressTaken,
             IpamError::Duplicate { .. } => Code::Exists,
             IpamError::Disk { .. } => Code::Io,
         };
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        Self::new(code, error.to_string()).details(&source.unwrap_or_default())
+        let details = match &error {
+            IpamError::Moved { .. } => {
+                "remove the pods that have them, or restore the former pod CIDRs".into()
+            }
+            error => std::error::Error::source(error).map_or_else(String::new, |e| e.to_string()),
+        };
+        Self::new(code, error.to_string()).details(&details)
     }
 }
 
@@ -359,14 +366,12 @@ impl Own {
         live: &dyn Fn(&Lease) -> bool,
     ) -> Result<Given, CniError> {
         let (plan, is_node_default) = self.plan.as_ref().map_err(Clone::clone)?;
-        if *is_node_default {
-            self.refuse_moved_subnets(plan)?;
-        }
         let (owner, fixed) = (owner(env), fixed(config, args)?);
         let ask = Ask {
             owner: &owner,
             plan,
             fixed: &fixed,
+            confined: *is_node_default,
             cooldown: self.cooldown,
             now: now(),
         };
@@ -376,25 +381,6 @@ impl Own {
             addresses,
             dns: Dns::default(),
         })
-    }
-
-    /// A node's pod CIDR does not change under its pods (row I-01).
-    fn refuse_moved_subnets(&self, plan: &Plan) -> Result<(), CniError> {
-        let leases = self.pool.leases()?;
-        let is_outside = |lease: &&Lease| !plan.sets().iter().any(|s| s.contains(lease.ip));
-        let outside = leases.iter().filter(is_outside).count();
-        let Some(first) = leases.iter().filter(is_outside).min() else {
-            return Ok(());
-        };
-        let now: Vec<String> = plan.sets().iter().map(ToString::to_string).collect();
-        let (now, ip) = (now.join(", "), first.ip);
-        Err(CniError::new(
-            Code::Config,
-            format!(
-                "the node's pod CIDRs changed: {outside} addresses ({ip}) are outside of {now}"
-            ),
-        )
-        .details(&"remove the pods that have them, or restore the former pod CIDRs"))
     }
 }
 
