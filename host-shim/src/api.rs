@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cluster::Cluster;
 use crate::config::PodConfig;
 use crate::node::report::LinkReport;
 use crate::node::{Node, NodeError};
@@ -44,6 +45,17 @@ pub enum Request {
     },
     /// Sends a frame through the appliance and back.
     SelfTest,
+    Policies,
+    /// What policies say about a pod.
+    PolicyOf {
+        pod: String,
+    },
+    /// Who decides about a connection.
+    Trace {
+        from: String,
+        to: String,
+    },
+    Services,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -159,6 +171,16 @@ fn answer(line: &str, node: &Node) -> Result<Value, String> {
             let took = node.self_test().map_err(|e| with_causes(&e))?;
             serde_json::to_value(serde_json::json!({"micros": took.as_micros() as u64}))
         }
+        Request::Policies => serde_json::to_value(cluster(node)?.policies()),
+        Request::PolicyOf { pod } => {
+            let policies = cluster(node)?.policies_of(&pod);
+            serde_json::to_value(policies.map_err(|e| e.to_string())?)
+        }
+        Request::Trace { from, to } => {
+            let answer = cluster(node)?.trace(&from, &to);
+            serde_json::to_value(answer.map_err(|e| e.to_string())?)
+        }
+        Request::Services => serde_json::to_value(cluster(node)?.services()),
         Request::LinkAdd { pod } => {
             let link = node.add_link(pod).map_err(|e| with_causes(&e))?;
             serde_json::to_value(LinkReport::from(&link))
@@ -169,6 +191,11 @@ fn answer(line: &str, node: &Node) -> Result<Value, String> {
         }
     };
     value.map_err(|e| e.to_string())
+}
+
+fn cluster(node: &Node) -> Result<&Cluster, String> {
+    let none = "The node follows no cluster: its configuration names no source";
+    node.cluster().ok_or_else(|| none.into())
 }
 
 /// An error and its causes in one line.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sluice_cni::capability::PortMapping;
 use sluice_contract::limits;
 
+use crate::cluster::config::{PolicyConfig, SourceConfig};
 use crate::uplink::config::UplinkConfig;
 use crate::wiring::Mode;
 
@@ -78,6 +79,9 @@ pub struct PodConfig {
     /// The host's end of its interface, if another CNI plugin made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopt: Option<String>,
+    /// The pod of the cluster that it is, if its name does not say: `namespace/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// Ports of the node that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,
@@ -132,6 +136,14 @@ pub struct Config {
     /// Pods that a container runtime adds.
     #[serde(default)]
     pub cni: CniConfig,
+    /// This node's name in the cluster; the host's unless given.
+    #[serde(default = "node_name")]
+    pub node_name: String,
+    /// Where Pods, Services and policies come from. Without a source there is no policy, and no Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceConfig>,
+    #[serde(default)]
+    pub policy: PolicyConfig,
 }
 
 /// What the CNI plugin finds here.
@@ -179,6 +191,11 @@ fn memory_mib() -> u32 {
 
 fn mtu() -> u16 {
     1500
+}
+
+fn node_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().to_lowercase()
 }
 
 fn poll_us() -> u32 {
@@ -266,6 +283,9 @@ impl Config {
                 sluice_ipam::Plan::of_subnets(self.cni.pod_cidrs.iter().map(String::as_str))
         {
             return refuse("cni.pod_cidrs", error.to_string());
+        }
+        if let Some(Err((field, reason))) = self.source.as_ref().map(SourceConfig::check) {
+            return refuse(field, reason);
         }
         if let Some(Err((field, reason))) = self.uplink.as_ref().map(UplinkConfig::check) {
             return refuse(field, reason);
@@ -389,6 +409,19 @@ mod tests {
     }
 
     #[test]
+    fn source_is_read_from_json_and_yaml_and_there_is_none_unless_given() {
+        assert_eq!(Config::parse("image: i", true).unwrap().source, None);
+        let directory = Config::parse("image: i\nsource: {directory: /m}\n", true).unwrap();
+        let json = r#"{"image": "i", "source": {"directory": "/m"}}"#;
+        assert_eq!(directory, Config::parse(json, false).unwrap());
+        let kubernetes = "image: i\nnode_name: n1\nsource: {kubernetes: {kubeconfig: /k}}\npolicy: {established: kept}\n";
+        let config = Config::parse(kubernetes, true).unwrap();
+        assert_eq!(config.node_name, "n1");
+        let source = config.source.unwrap();
+        assert_eq!(source.kubernetes.unwrap().kubeconfig, Some("/k".into()));
+    }
+
+    #[test]
     fn yaml_and_json_say_the_same() {
         let yaml =
             "image: i\npods:\n- name: default/a\n  netns: /n\n  addresses: [10.0.0.1, 'fd00::1']\n";
@@ -404,6 +437,28 @@ mod tests {
             (
                 Config::parse(r#"{"image": "i", "isolation": "process"}"#, false),
                 "process",
+            ),
+            (
+                Config::parse(r#"{"image": "i", "source": {"directroy": "/m"}}"#, false),
+                "directroy",
+            ),
+            (
+                Config::parse(r#"{"image": "i", "source": {}}"#, false),
+                "source: names neither",
+            ),
+            (
+                Config::parse(
+                    r#"{"image": "i", "source": {"directory": "/m", "kubernetes": {}}}"#,
+                    false,
+                ),
+                "source: names a directory and kubernetes",
+            ),
+            (
+                Config::parse(
+                    r#"{"image": "i", "policy": {"established": "maybe"}}"#,
+                    false,
+                ),
+                "maybe",
             ),
             (
                 Config::parse(r#"{"image": "i", "mtu": 100}"#, false),

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod api;
+pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod control;

@@ -4,19 +4,19 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sluice_contract::policy::{Action, Direction};
 
-use crate::compile::rules::{Applied, PeerMatch, PortMatch, Rule, RuleName};
+use crate::compile::rules::{Applied, PeerMatch, PortMatch, Rule};
 use crate::compile::{Group, TierName};
 use crate::object::NamedPort;
 use crate::store::Store;
 
 /// What policies say about a pod in one direction.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Restrictions {
     /// `ingress` or `egress`.
-    pub direction: &'static str,
+    pub direction: String,
     /// Some NetworkPolicy selects the pod: what no rule accepts is denied.
     pub isolated: bool,
     /// In the order in which they are asked.
@@ -24,17 +24,17 @@ pub struct Restrictions {
 }
 
 /// One rule.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Restriction {
-    pub rule: RuleName,
+    pub rule: String,
     pub tier: TierName,
     /// `accept`, `deny` or `pass`.
-    pub action: &'static str,
+    pub action: String,
     pub peers: Vec<String>,
     /// Empty: everything.
     pub ports: Vec<String>,
     /// About the connection that was asked for: `None`, it matches; else why it does not.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mismatch: Option<String>,
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn restrictions(
     far: Option<Far<'_>>,
 ) -> Restrictions {
     let mut found = Restrictions {
-        direction: direction_name(direction),
+        direction: direction_name(direction).into(),
         isolated: false,
         rules: Vec::new(),
     };
@@ -79,13 +79,13 @@ pub(crate) fn restrictions(
             found.rules.push(Restriction {
                 tier: tier.name,
                 action: match rule.action {
-                    Action::Accept => "accept",
-                    Action::Deny => "deny",
-                    Action::Pass => "pass",
+                    Action::Accept => "accept".into(),
+                    Action::Deny => "deny".into(),
+                    Action::Pass => "pass".into(),
                 },
                 peers: rule.peers.iter().map(describe_peer).collect(),
                 ports: rule.ports.iter().map(describe_port).collect(),
-                rule: rule.name,
+                rule: rule.name.to_string(),
                 mismatch,
             });
         }

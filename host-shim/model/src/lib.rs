@@ -10,7 +10,7 @@
 //! * [`object`]: the objects as far as the network needs them. [`validate`]: the only way to make one.
 //! * [`source`]: where objects come from. [`store`]: the cluster as it is known now.
 //! * [`compile`]: the store as tables. [`diff`]: those tables, and what has to be said to get there.
-//! * [`explain`], [`trace`]: which rules hold for whom, and which one decides.
+//! * [`explain`], [`trace`]: which rules hold for whom, and which one decides. [`overview`]: what there is.
 
 pub mod compile;
 pub mod diff;
@@ -18,6 +18,7 @@ pub mod document;
 pub mod explain;
 pub mod finding;
 pub mod object;
+pub mod overview;
 pub mod source;
 pub mod store;
 pub mod trace;

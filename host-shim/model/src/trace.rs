@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sluice_appliance::policy::{Limits, Policy, Query};
 use sluice_appliance::{Arena, OutOfMemory};
 use sluice_contract::policy::{Direction, RuleId, port_key};
@@ -16,7 +16,7 @@ use sluice_contract::{Identity, LinkId, Protocol, Row};
 use crate::compile::{Attached, Config, Group, Rehearsal, RuleName};
 use crate::diff::Tables;
 use crate::explain::{Far, Restriction, Restrictions, direction_name, restrictions};
-use crate::object::{Name, NamedPort, Pod};
+use crate::object::{Name, NamedPort};
 use crate::store::Store;
 
 /// One end of a connection.
@@ -105,7 +105,7 @@ pub enum Wrong {
 }
 
 /// The answer: both ends have to agree.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     pub accepted: bool,
     /// The source's egress first; an end that is no pod of the cluster has nothing to say.
@@ -113,11 +113,11 @@ pub struct Answer {
 }
 
 /// What the policies of one end say.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Side {
     pub pod: String,
     /// `egress` or `ingress`.
-    pub direction: &'static str,
+    pub direction: String,
     pub accepted: bool,
     /// The rule that decides; `None`: no policy has a say.
     pub rule: Option<String>,
@@ -153,78 +153,116 @@ impl fmt::Display for Answer {
 /// Where a pod without an address is put for the while: a prefix that goes nowhere (RFC 6666), so that no block matches it.
 const NOWHERE: [u16; 2] = [0x100, 0];
 
-/// Answers a question on a store.
+/// A pod of this node, or of another.
+struct Found {
+    group: Group,
+    link: LinkId,
+    address: IpAddr,
+}
+
+/// Answers a question on a store. `here`: the pods of this node, if there is one.
 ///
 /// # Errors
 /// A pod is not there, or the rules are beyond measure.
-pub fn trace(store: &Store, config: &Config, question: &Question) -> Result<Answer, Wrong> {
+pub fn trace(
+    store: &Store,
+    config: &Config,
+    here: &BTreeMap<LinkId, Attached>,
+    question: &Question,
+) -> Result<Answer, Wrong> {
     let ends = [&question.from, &question.to];
-    let mut pods: [Option<(&Pod, LinkId, IpAddr)>; 2] = [None, None];
-    let mut links = BTreeMap::new();
+    let mut pods: [Option<Found>; 2] = [None, None];
+    let mut links = here.clone();
     for (index, (end, found)) in (0u16..).zip(ends.into_iter().zip(&mut pods)) {
         let End::Pod(name) = end else { continue };
-        let pod = store.pod(name).ok_or_else(|| Wrong::NoPod(name.clone()))?;
-        let nowhere = Ipv6Addr::new(NOWHERE[0], NOWHERE[1], 0, 0, 0, 0, 0, 1 + index);
-        let address = pod
-            .addresses
-            .first()
-            .copied()
-            .unwrap_or(IpAddr::V6(nowhere));
-        let Some(link) = LinkId::new(LinkId::FIRST_POD + index).filter(|_| !pod.host_network)
-        else {
-            continue;
-        };
-        *found = Some((pod, link, address));
-        let attached = Attached {
-            pod: name.clone(),
-            addresses: vec![address],
-        };
-        links.insert(link, attached);
+        *found = find(store, name, index, &mut links)?;
     }
-    let address = |index: usize| match (ends[index], pods[index]) {
+    let address = |index: usize| match (ends[index], &pods[index]) {
         (End::Address(address), _) => Some(*address),
-        (_, Some((_, _, address))) => Some(address),
+        (_, Some(found)) => Some(found.address),
         // On its node's network.
         (End::Pod(name), None) => store.pod(name).and_then(|it| it.addresses.first().copied()),
     };
-    let ports: &[NamedPort] = pods[1].map_or(&[], |(pod, ..)| &pod.ports);
+    let ports: &[NamedPort] = pods[1].as_ref().map_or(&[], |it| &it.group.ports);
     let mut rehearsal = Rehearsal::new(store, config, &links);
     let mut answer = Answer {
         accepted: true,
         sides: Vec::new(),
     };
     for (own, far, direction) in [(0, 1, Direction::Egress), (1, 0, Direction::Ingress)] {
-        let Some((pod, link, _)) = pods[own] else {
+        let (Some(pod), End::Pod(name)) = (&pods[own], ends[own]) else {
             continue;
         };
-        let group = Group::of(pod);
-        let far_group = pods[far].map(|(pod, ..)| Group::of(pod));
         let far = Far {
-            group: far_group.as_ref(),
+            group: pods[far].as_ref().map(|it| &it.group),
             address: address(far),
             ports,
             key: port_key(question.protocol, question.port),
         };
         let query = Query {
-            link,
+            link: pod.link,
             direction,
             peer: Identity::WORLD,
             peer_address: far.address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
             protocol: question.protocol,
             port: question.port,
         };
-        let restrictions = restrictions(store, &group, direction, Some(far));
-        let side = judge(&mut rehearsal, &query, pod, restrictions)?;
+        let restrictions = restrictions(store, &pod.group, direction, Some(far));
+        let side = judge(&mut rehearsal, &query, name, restrictions)?;
         answer.accepted &= side.accepted;
         answer.sides.push(side);
     }
     Ok(answer)
 }
 
+/// The pod of that name, on its link. `None`: it is on its node's network, where no policy reaches it.
+fn find(
+    store: &Store,
+    name: &Name,
+    index: u16,
+    links: &mut BTreeMap<LinkId, Attached>,
+) -> Result<Option<Found>, Wrong> {
+    let described = store.pod(name);
+    let attached = links.iter().find(|(_, it)| it.pod == *name);
+    if let Some((link, attached)) = attached {
+        return Ok(attached.addresses.first().map(|address| Found {
+            group: described.map_or_else(|| Group::undescribed(name), Group::of),
+            link: *link,
+            address: *address,
+        }));
+    }
+    let pod = described.ok_or_else(|| Wrong::NoPod(name.clone()))?;
+    let nowhere = Ipv6Addr::new(NOWHERE[0], NOWHERE[1], 0, 0, 0, 0, 0, 1 + index);
+    let address = pod
+        .addresses
+        .first()
+        .copied()
+        .unwrap_or(IpAddr::V6(nowhere));
+    let free = (LinkId::FIRST_POD..=LinkId::LAST).rev();
+    let mut free = free
+        .filter_map(LinkId::new)
+        .filter(|it| !links.contains_key(it));
+    let Some(link) = free.next().filter(|_| !pod.host_network) else {
+        return Ok(None);
+    };
+    links.insert(
+        link,
+        Attached {
+            pod: name.clone(),
+            addresses: vec![address],
+        },
+    );
+    Ok(Some(Found {
+        group: Group::of(pod),
+        link,
+        address,
+    }))
+}
+
 fn judge(
     rehearsal: &mut Rehearsal,
     query: &Query,
-    pod: &Pod,
+    pod: &Name,
     restrictions: Restrictions,
 ) -> Result<Side, Wrong> {
     let decision = rehearse(&rehearsal.tables, |policy| {
@@ -241,8 +279,8 @@ fn judge(
         (rule, None) => format!("rule {}", rule.0),
     };
     Ok(Side {
-        pod: pod.name.to_string(),
-        direction: direction_name(query.direction),
+        pod: pod.to_string(),
+        direction: direction_name(query.direction).into(),
         accepted: decision.accepted,
         rule: name.map(ToString::to_string),
         because,
@@ -254,9 +292,17 @@ fn judge(
 ///
 /// # Errors
 /// [`Wrong::NoPod`]
-pub fn show(store: &Store, pod: &Name) -> Result<[Restrictions; 2], Wrong> {
-    let pod = store.pod(pod).ok_or_else(|| Wrong::NoPod(pod.clone()))?;
-    let group = Group::of(pod);
+pub fn show(
+    store: &Store,
+    here: &BTreeMap<LinkId, Attached>,
+    name: &Name,
+) -> Result<[Restrictions; 2], Wrong> {
+    let is_here = here.values().any(|it| it.pod == *name);
+    let group = match store.pod(name) {
+        Some(pod) => Group::of(pod),
+        None if is_here => Group::undescribed(name),
+        None => return Err(Wrong::NoPod(name.clone())),
+    };
     let of = |direction| restrictions(store, &group, direction, None);
     Ok([of(Direction::Ingress), of(Direction::Egress)])
 }

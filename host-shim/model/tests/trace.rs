@@ -4,6 +4,7 @@
     reason = "a test ends where its ground is not as it expects"
 )]
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use sluice_model::compile::Config;
@@ -60,7 +61,7 @@ fn store() -> Store {
 
 fn ask(from: &str, to: &str) -> Answer {
     let question = Question::parse(from, to).unwrap();
-    trace(&store(), &Config::default(), &question).unwrap()
+    trace(&store(), &Config::default(), &BTreeMap::new(), &question).unwrap()
 }
 
 #[test]
@@ -134,7 +135,7 @@ fn an_answer_is_json_as_well() {
 
 #[test]
 fn what_holds_for_a_pod_is_shown() {
-    let [ingress, egress] = show(&store(), &Name::new("shop", "web")).unwrap();
+    let [ingress, egress] = show(&store(), &BTreeMap::new(), &Name::new("shop", "web")).unwrap();
     assert!(ingress.isolated && !egress.isolated);
     assert_eq!(ingress.rules[0].peers, ["pods app=client in shop"]);
     assert_eq!(
@@ -160,7 +161,7 @@ fn questions_that_make_no_sense_are_refused() {
         );
     }
     let question = Question::parse("nobody", "shop/web:80").unwrap();
-    let wrong = trace(&store(), &Config::default(), &question);
+    let wrong = trace(&store(), &Config::default(), &BTreeMap::new(), &question);
     assert_eq!(wrong, Err(Wrong::NoPod(Name::new("default", "nobody"))));
     let six = Question::parse("fd00::1", "[fd00::2]:80").unwrap_or_else(|it| panic!("{it}"));
     assert_eq!(six.to.to_string(), "fd00::2");

@@ -1,5 +1,8 @@
 //! `sluice`: what a person asks a node.
 
+#[path = "sluice/cluster.rs"]
+mod cluster;
+
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,8 @@ use sluice_host::cni::command::{CommandError, InstallFlags, UninstallFlags};
 use sluice_host::config::PodConfig;
 use sluice_host::node::report::{DropReport, LinkReport};
 use sluice_host::wiring::Mode;
+
+use cluster::{Asker, Failure, PolicyCommand};
 
 /// Shows and changes what a Sluice node on this machine does.
 #[derive(Debug, Parser)]
@@ -36,7 +41,8 @@ struct Flags {
 }
 
 const AFTER_HELP: &str = "\
-Exit status: 0 done (of status: healthy), 1 refused (of status: something is wrong), 3 no node answers.";
+Exit status: 0 done (of status: healthy, of policy trace: accepted, of validate: no error),
+1 refused (something is wrong, denied, errors), 3 no node answers.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
@@ -55,6 +61,19 @@ enum Command {
     Link(LinkCommand),
     /// Where and why packets ended
     Drops,
+    /// Which policies there are, what they say about a pod, and who decides about a connection
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// The Services and the endpoints that connections from here are spread over
+    Services {
+        #[command(flatten)]
+        from: cluster::From,
+    },
+    /// Read a directory of manifests as a node would, and say all that is wrong, with file and line
+    Validate {
+        /// The directory
+        directory: PathBuf,
+    },
     /// Make the node's network the one of the container runtime, once the node forwards
     Install(InstallFlags),
     /// Take it away again
@@ -109,7 +128,14 @@ fn wiring(text: &str) -> Result<Mode, String> {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let socket = flags.run_dir.join("node.sock");
+    let asker = Asker {
+        socket: &socket,
+        output: flags.output,
+    };
     let request = match flags.command {
+        Command::Policy(command) => return end(asker.policy(&command)),
+        Command::Services { from } => return end(asker.services(&from)),
+        Command::Validate { directory } => return end(asker.validate(&directory)),
         Command::Install(install) => return tell(install.run(&flags.run_dir)),
         Command::Uninstall(uninstall) => return tell(uninstall.run(&flags.run_dir)),
         Command::Status => Request::Status,
@@ -125,6 +151,15 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// How a question about the cluster ends.
+fn end(asked: Result<ExitCode, Failure>) -> ExitCode {
+    asked.unwrap_or_else(|error| {
+        let is_absent = matches!(&error, Failure::Node(ClientError::Connect { .. }));
+        eprintln!("sluice: {:#}", anyhow::Error::from(error));
+        ExitCode::from(if is_absent { 3 } else { 1 })
+    })
 }
 
 /// What a command did that asks the node nothing, or more than one thing.
@@ -190,6 +225,7 @@ impl From<PodFlags> for PodConfig {
             mac,
             mtu,
             adopt: None,
+            pod: None,
             host_ports: Vec::new(),
         }
     }
@@ -199,7 +235,12 @@ fn render(request: &Request, answer: Value) -> io::Result<String> {
     Ok(match request {
         Request::Status => status(&answer)?,
         Request::Links => links(&serde_json::from_value::<Vec<LinkReport>>(answer)?),
-        Request::SelfTest => format!("{answer}\n"),
+        // Those that are about the cluster are printed where they are asked.
+        Request::SelfTest
+        | Request::Policies
+        | Request::PolicyOf { .. }
+        | Request::Trace { .. }
+        | Request::Services => format!("{answer}\n"),
         Request::Drops => drops(&serde_json::from_value::<Vec<DropReport>>(answer)?),
         Request::LinkAdd { .. } | Request::LinkDel { .. } => {
             links(&[serde_json::from_value::<LinkReport>(answer)?])
@@ -279,6 +320,16 @@ fn status(answer: &Value) -> io::Result<String> {
             at("/control/resyncs"),
         ),
     );
+    if answer.get("cluster").is_some() {
+        line("cluster", cluster_line(&at));
+        line("policy", policy_line(&at));
+        let peers = answer.pointer("/cluster/peers").and_then(Value::as_array);
+        line("peers", peers.map_or(0, Vec::len).to_string());
+        let findings = answer.pointer("/cluster/findings");
+        for finding in findings.and_then(Value::as_array).into_iter().flatten() {
+            line("", format!("! {}", finding.as_str().unwrap_or_default()));
+        }
+    }
     line(
         "started",
         format!(
@@ -312,6 +363,44 @@ fn status(answer: &Value) -> io::Result<String> {
     out.push('\n');
     out.push_str(&links(&serde_json::from_value::<Vec<LinkReport>>(reports)?));
     Ok(out)
+}
+
+fn cluster_line(at: &impl Fn(&str) -> String) -> String {
+    let age = match at("/cluster/heard_ms").as_str() {
+        "-" => "heard nothing yet".into(),
+        ms => format!("last heard {ms} ms ago"),
+    };
+    let state = match (
+        at("/cluster/in_sync").as_str(),
+        at("/cluster/lost").as_str(),
+    ) {
+        ("true", "-") => "in sync".into(),
+        ("true", reason) => format!("not followed now ({reason})"),
+        (_, "-") => "not known yet".into(),
+        (_, reason) => format!("not known yet ({reason})"),
+    };
+    format!(
+        "{} {}, {state}, {age}; {} pods, {} services, {} network policies, {} cluster policies, {} nodes",
+        at("/cluster/source"),
+        at("/cluster/place"),
+        at("/cluster/objects/Pod"),
+        at("/cluster/objects/Service"),
+        at("/cluster/objects/NetworkPolicy"),
+        at("/cluster/objects/ClusterNetworkPolicy"),
+        at("/cluster/objects/Node"),
+    )
+}
+
+fn policy_line(at: &impl Fn(&str) -> String) -> String {
+    format!(
+        "{} rows (identities {}, rulesets {}, classes {}, spans {}), last compiled in {} ms",
+        at("/cluster/rows/all"),
+        at("/cluster/rows/identities"),
+        at("/cluster/rows/rulesets"),
+        at("/cluster/rows/classes"),
+        at("/cluster/rows/spans"),
+        at("/cluster/compile_ms"),
+    )
 }
 
 fn links(links: &[LinkReport]) -> String {

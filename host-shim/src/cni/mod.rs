@@ -71,6 +71,7 @@ impl CniNode for Host {
             mac: link.mac.map(|mac| Mac(mac).to_string()),
             mtu: Some(link.mtu),
             adopt: link.adopt.clone(),
+            pod: (link.pod.as_ref()).map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             host_ports: link.ports.clone(),
         };
         let added = self.0.add_link(pod).map_err(|error| told(&error))?;
@@ -149,7 +150,9 @@ fn failed(error: &dyn std::error::Error) -> NodeError {
 fn told(error: &node::NodeError) -> NodeError {
     let text = with_causes(error);
     match error {
-        node::NodeError::NotInForce(NotInForce::Late(_)) => NodeError::Late(text),
+        node::NodeError::NotInForce(NotInForce::Late(_)) | node::NodeError::NotKnown(_) => {
+            NodeError::Late(text)
+        }
         node::NodeError::Config(_) => NodeError::Config(text),
         node::NodeError::Link(LinkError::NoId) => NodeError::Full(text),
         node::NodeError::Link(LinkError::NameTaken(_)) => NodeError::Exists(text),

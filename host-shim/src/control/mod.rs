@@ -3,6 +3,7 @@
 //! One thread listens on the control socket, where the VMM brings the console's bytes, and runs a [`session::Session`] for the
 //! machine that is connected. Desired rows live here, so a guest that comes back with nothing gets everything again.
 
+mod desired;
 mod server;
 pub mod session;
 #[cfg(any(test, feature = "testing"))]
@@ -19,10 +20,11 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 use sluice_contract::message::{Counter, GuestHello};
-use sluice_contract::report::Reject;
+use sluice_contract::report::{Reject, RejectReason};
 use sluice_contract::{Generation, Key, Row, VERSION};
 
-use self::session::{Desired, Event};
+use self::desired::Desired;
+use self::session::Event;
 
 /// Lines of the guest kept for the status.
 const NOTES: usize = 16;
@@ -51,12 +53,16 @@ pub struct ControlStatus {
     pub garbage: u64,
     /// Rows that the guest refused, and why.
     pub refused: Vec<String>,
+    /// What did not fit into the guest, so that an earlier generation is in force, if so.
+    pub full: Option<String>,
     /// Why nothing can be configured, if so.
     pub problem: Option<String>,
     /// Lines of the guest that were dropped because there were too many.
     pub lines_dropped: u64,
     /// The last things the guest said.
     pub notes: VecDeque<String>,
+    /// Rows that should be in force.
+    pub rows: usize,
 }
 
 /// Why a change is not in force.
@@ -80,6 +86,8 @@ struct State {
     token: u32,
     shut_down: bool,
     stop: bool,
+    /// Nobody is talked to yet.
+    held: bool,
     in_force_at: Option<Instant>,
     /// The guest has tables, of this life of the daemon or an earlier one.
     forwards: bool,
@@ -145,6 +153,33 @@ impl Control {
         revision
     }
 
+    /// Puts and removes rows at once; the number is for [`wait`](Self::wait).
+    pub fn change(
+        &self,
+        put: impl IntoIterator<Item = Row>,
+        remove: impl IntoIterator<Item = Key>,
+    ) -> u64 {
+        let revision = self.0.lock().desired.change(put, remove);
+        self.0.wake();
+        revision
+    }
+
+    /// The number of the last change.
+    pub fn revision(&self) -> u64 {
+        self.0.lock().desired.revision()
+    }
+
+    /// Tells no guest anything until [`release`](Self::release): what is desired is not known yet.
+    pub fn hold(&self) {
+        self.0.lock().held = true;
+    }
+
+    /// Ends [`hold`](Self::hold).
+    pub fn release(&self) {
+        self.0.lock().held = false;
+        self.0.wake();
+    }
+
     /// Removes rows; the number is for [`wait`](Self::wait).
     pub fn remove(&self, keys: impl IntoIterator<Item = Key>) -> u64 {
         let revision = self.0.lock().desired.remove(keys);
@@ -182,7 +217,11 @@ impl Control {
 
     /// How far the guest is.
     pub fn status(&self) -> ControlStatus {
-        self.0.lock().status.clone()
+        let state = self.0.lock();
+        ControlStatus {
+            rows: state.desired.len(),
+            ..state.status.clone()
+        }
     }
 
     /// When everything desired was first in force after the VMM last connected.
@@ -275,6 +314,14 @@ impl State {
             } => self.in_force(generation, revision),
             Event::Refused(reject) => {
                 tracing::error!(?reject, "the appliance refused a change");
+                if let RejectReason::Full(capacity) = reject.reason {
+                    let text = format!(
+                        "{:?} did not fit: there is room for {capacity} rows of its kind. \
+                         The generation before stays in force; raise memory_mib",
+                        reject.object
+                    );
+                    self.status.full = Some(text);
+                }
                 let name =
                     |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
                 self.status.refused = self.desired.refusals().map(name).collect();
@@ -330,6 +377,7 @@ impl State {
         tracing::info!(generation = generation.0, revision, "generation in force");
         self.revision = revision;
         self.status.generation = generation.0;
+        self.status.full = None;
         let name = |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
         self.status.refused = self.desired.refusals().map(name).collect();
         self.in_force_at.get_or_insert_with(Instant::now);

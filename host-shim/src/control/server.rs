@@ -54,7 +54,9 @@ impl Server {
         // The listener is left alone while somebody is connected: a second VMM waits in the backlog.
         let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
         let mut timeout = PollTimeout::NONE;
+        let is_held = self.shared.lock().held;
         match &mut self.peer {
+            None if is_held => {}
             None => fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)),
             Some(peer) => {
                 let mut interest = PollFlags::POLLIN;
@@ -79,7 +81,7 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        if self.peer.is_some() {
+        if self.peer.is_some() || self.shared.lock().held {
             return;
         }
         match self.listener.accept() {
@@ -140,7 +142,7 @@ impl Server {
         self.shared.change(|state| {
             let mut events = Vec::new();
             peer.session
-                .advance(Instant::now(), &state.desired, &mut events);
+                .advance(Instant::now(), &mut state.desired, &mut events);
             events.into_iter().for_each(|event| state.learn(event));
             state.status.settled = peer.session.is_settled();
         });

@@ -4,13 +4,14 @@
 //! all desired rows from `Begin { fresh: true }`. The guest takes that as a whole at the commit and cuts no live flow.
 //! A guest that makes doubts faster than sessions can begin is met with a growing pause.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
 use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
 use sluice_contract::report::Reject;
-use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION};
+use sluice_contract::{Generation, ToGuest, ToHost, VERSION};
+
+use super::desired::{Change, Desired};
 
 /// First and longest wait for an answer to `Hello`: a guest boots in milliseconds under KVM, in seconds under TCG.
 const GREETING: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
@@ -22,62 +23,6 @@ const QUIET: Duration = Duration::from_secs(5);
 const PAUSE: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
 /// Counters accepted for one question: more than any guest has.
 const COUNTERS: usize = 1 << 16;
-
-/// The rows that should be in force.
-#[derive(Debug, Default)]
-pub struct Desired {
-    rows: BTreeMap<Key, Row>,
-    /// Rows that the guest refused: left out until they change.
-    refused: BTreeMap<Key, Reject>,
-    revision: u64,
-}
-
-impl Desired {
-    /// Puts rows; returns the revision that has them.
-    pub fn put(&mut self, rows: impl IntoIterator<Item = Row>) -> u64 {
-        for row in rows {
-            self.refused.remove(&row.key());
-            self.rows.insert(row.key(), row);
-        }
-        self.revision += 1;
-        self.revision
-    }
-
-    /// Removes rows; returns the revision that has them no more.
-    pub fn remove(&mut self, keys: impl IntoIterator<Item = Key>) -> u64 {
-        for key in keys {
-            self.rows.remove(&key);
-            self.refused.remove(&key);
-        }
-        self.revision += 1;
-        self.revision
-    }
-
-    /// Whether the row is desired.
-    pub fn has(&self, key: Key) -> bool {
-        self.rows.contains_key(&key)
-    }
-
-    /// Why the guest does not have this row, if it refused it.
-    pub fn refusal(&self, key: Key) -> Option<Reject> {
-        self.refused.get(&key).copied()
-    }
-
-    /// All refusals.
-    pub fn refusals(&self) -> impl Iterator<Item = (Key, Reject)> + '_ {
-        self.refused.iter().map(|(key, reject)| (*key, *reject))
-    }
-
-    fn refuse(&mut self, key: Key, reject: Reject) {
-        self.refused.insert(key, reject);
-    }
-
-    fn wanted(&self) -> impl Iterator<Item = (&Key, &Row)> {
-        self.rows
-            .iter()
-            .filter(|(key, _)| !self.refused.contains_key(key))
-    }
-}
 
 /// What the daemon has to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,15 +62,8 @@ enum Phase {
     Committing {
         generation: Generation,
         revision: u64,
-        changes: Vec<Change>,
         until: Instant,
     },
-}
-
-#[derive(Debug)]
-enum Change {
-    Put(Box<Row>),
-    Remove(Key),
 }
 
 /// The session.
@@ -139,8 +77,7 @@ pub struct Session {
     /// Garbage seen by former decoders.
     garbage: u64,
     output: Vec<u8>,
-    /// Rows and generation in force in the guest, as far as it has said.
-    in_force: BTreeMap<Key, Row>,
+    /// The generation in force in the guest, as far as it has said.
     generation: Generation,
     revision: u64,
     patience: Duration,
@@ -161,7 +98,6 @@ impl Session {
             decoder: Decoder::default(),
             garbage: 0,
             output: Vec::new(),
-            in_force: BTreeMap::new(),
             generation: Generation(0),
             revision: 0,
             patience: GREETING[0],
@@ -200,7 +136,7 @@ impl Session {
     }
 
     /// Does what time and the desired rows ask for.
-    pub fn advance(&mut self, now: Instant, desired: &Desired, events: &mut Vec<Event>) {
+    pub fn advance(&mut self, now: Instant, desired: &mut Desired, events: &mut Vec<Event>) {
         match &self.phase {
             Phase::Pausing { until } if now >= *until => self.greet(now),
             Phase::Greeting { until } if now >= *until => {
@@ -215,7 +151,7 @@ impl Session {
             }
             Phase::Settled { fresh } => {
                 let fresh = *fresh;
-                if fresh || self.revision != desired.revision {
+                if fresh || self.revision != desired.revision() {
                     self.commit(now, fresh, desired, events);
                 } else if self.ping.is_none() && now >= self.heard + QUIET {
                     self.ping = Some(now);
@@ -328,20 +264,13 @@ impl Session {
         let Phase::Committing {
             generation,
             revision,
-            changes,
             ..
-        } = &mut self.phase
+        } = &self.phase
         else {
             return;
         };
         if *generation != acknowledged {
             return;
-        }
-        for change in changes.drain(..) {
-            match change {
-                Change::Put(row) => self.in_force.insert(row.key(), *row),
-                Change::Remove(key) => self.in_force.remove(&key),
-            };
         }
         self.revision = *revision;
         self.pause = PAUSE[0];
@@ -366,8 +295,7 @@ impl Session {
         }
         events.push(Event::Refused(reject));
         match reject.object {
-            Some(key) if desired.rows.contains_key(&key) && desired.refusal(key).is_none() => {
-                desired.refuse(key, reject);
+            Some(key) if desired.refuse(key, reject) => {
                 self.restart(now, "a row was refused", events);
             }
             // The guest blames nothing that could be left out: only time may help.
@@ -392,37 +320,43 @@ impl Session {
         }
     }
 
-    fn commit(&mut self, now: Instant, fresh: bool, desired: &Desired, events: &mut Vec<Event>) {
-        if fresh {
-            self.in_force.clear();
-        }
-        let changes = difference(&self.in_force, desired);
+    fn commit(
+        &mut self,
+        now: Instant,
+        fresh: bool,
+        desired: &mut Desired,
+        events: &mut Vec<Event>,
+    ) {
+        let changes = if fresh {
+            desired.take_all()
+        } else {
+            desired.take_changes()
+        };
+        let revision = desired.revision();
         if changes.is_empty() && !fresh {
             // A row came and went, or was refused before: the tables are as desired already.
-            self.revision = desired.revision;
+            self.revision = revision;
             let generation = self.generation;
             events.push(Event::InForce {
                 generation,
-                revision: desired.revision,
+                revision,
             });
             return;
         }
         self.generation = Generation(self.generation.0 + 1);
         let generation = self.generation;
         self.send(&ToGuest::Begin { generation, fresh });
-        for change in &changes {
+        for change in changes {
             match change {
-                Change::Put(row) => self.send(&ToGuest::Put(Row::clone(row))),
-                Change::Remove(key) => self.send(&ToGuest::Remove(*key)),
+                Change::Put(row) => self.send(&ToGuest::Put(*row)),
+                Change::Remove(key) => self.send(&ToGuest::Remove(key)),
             }
         }
         self.send(&ToGuest::Commit { generation });
-        let (revision, until) = (desired.revision, now + PATIENCE);
         self.phase = Phase::Committing {
             generation,
             revision,
-            changes,
-            until,
+            until: now + PATIENCE,
         };
     }
 
@@ -473,24 +407,4 @@ impl Session {
             Err(error) => tracing::error!(%error, ?message, "control message not sent"),
         }
     }
-}
-
-/// What turns the rows in force into the desired ones. Links and the like go first, so that what they held is free; rows of
-/// Services refer to each other, so what is referred to comes before and goes after.
-fn difference(in_force: &BTreeMap<Key, Row>, desired: &Desired) -> Vec<Change> {
-    let is_gone = |key: &&Key| !desired.rows.contains_key(key) || desired.refused.contains_key(key);
-    let (services, others): (Vec<&Key>, Vec<&Key>) = in_force
-        .keys()
-        .filter(is_gone)
-        .partition(|key| matches!(key, Key::Service(_)));
-    let changed = desired
-        .wanted()
-        .filter(|(key, row)| in_force.get(key) != Some(*row));
-    let remove = |key: &Key| Change::Remove(*key);
-    let puts = changed.map(|(_, row)| Change::Put(Box::new(row.clone())));
-    let others = others.into_iter().map(remove);
-    others
-        .chain(puts)
-        .chain(services.into_iter().rev().map(remove))
-        .collect()
 }

@@ -12,6 +12,8 @@ use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION};
 pub struct Guest {
     pub version: u16,
     pub refuses: Option<Key>,
+    /// Why it refuses that.
+    pub reason: RejectReason,
     pub decoder: Decoder,
     pub output: Vec<u8>,
     pub session: u64,
@@ -28,6 +30,7 @@ impl Default for Guest {
         Self {
             version: VERSION,
             refuses: None,
+            reason: RejectReason::Taken,
             decoder: Decoder::default(),
             output: Vec::new(),
             session: 0,
@@ -107,7 +110,7 @@ impl Guest {
                 };
                 rows.insert(row.key(), row.clone());
                 if refused {
-                    let reason = RejectReason::Taken;
+                    let reason = self.reason;
                     let object = Some(row.key());
                     *reject = Some(Reject {
                         object,

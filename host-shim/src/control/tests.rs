@@ -11,7 +11,8 @@ use sluice_contract::row::{LinkRow, NodeRow};
 use sluice_contract::types::Identity;
 use sluice_contract::{Generation, LinkId, Mac, Row, VERSION};
 
-use super::session::{Desired, Event, Session};
+use super::desired::Desired;
+use super::session::{Event, Session};
 use super::testing::Guest;
 
 fn link(id: u16, incarnation: u32) -> Row {
@@ -52,7 +53,8 @@ impl Channel {
 
     /// One exchange; what travels is passed through `spoil` first.
     fn exchange(&mut self, mut spoil: impl FnMut(Vec<u8>) -> Vec<u8>) {
-        self.host.advance(self.now, &self.desired, &mut self.events);
+        self.host
+            .advance(self.now, &mut self.desired, &mut self.events);
         let down = spoil(std::mem::take(self.host.output()));
         self.guest.receive(&down);
         let up = spoil(std::mem::take(&mut self.guest.output));
@@ -159,6 +161,78 @@ fn refused_row_is_named_and_the_others_are_in_force() {
     channel.desired.put([link(17, 2)]);
     channel.exchanges(2);
     assert_eq!(channel.guest.rows.len(), 3);
+}
+
+#[test]
+fn n16_tables_that_do_not_fit_leave_in_force_what_was_and_say_so() {
+    use sluice_contract::policy::{IdentityRow, PolicyRow};
+    let identity = |last: u8| {
+        Row::Policy(PolicyRow::Identity(IdentityRow {
+            address: [10, 0, 0, last].into(),
+            identity: Identity(300),
+        }))
+    };
+    let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1), identity(1)]));
+    channel.exchanges(3);
+    channel.guest.refuses = Some(identity(2).key());
+    channel.guest.reason = RejectReason::Full(1);
+    channel.desired.put([identity(2), link(17, 1)]);
+    for _ in 0..6 {
+        channel.exchanges(2);
+        channel.pass_time();
+    }
+    assert_eq!(channel.guest.rows.len(), 2, "neither a part nor nothing");
+    assert!(!channel.host.is_settled());
+    let refused = |e: &Event| matches!(e, Event::Refused(r) if r.reason == RejectReason::Full(1));
+    assert!(channel.events.iter().any(refused));
+
+    channel.desired.remove([identity(2).key()]);
+    for _ in 0..4 {
+        channel.exchanges(3);
+        channel.pass_time();
+    }
+    assert_eq!(channel.guest.rows.len(), 3);
+    assert!(channel.host.is_settled());
+}
+
+#[test]
+fn what_came_and_went_or_is_as_it_was_costs_no_word() {
+    let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1)]));
+    channel.exchanges(3);
+    channel.desired.put([link(16, 1), link(17, 1)]);
+    channel
+        .desired
+        .remove([link(17, 1).key(), link(18, 1).key()]);
+    channel.exchange(|bytes| {
+        assert_eq!(bytes, [0; 0]);
+        bytes
+    });
+    assert_eq!(channel.in_force(), [(1, 1), (1, 3)]);
+}
+
+#[test]
+fn nobody_is_told_anything_before_what_is_desired_is_known() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+    let name = format!("sluice-control-held-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
+    let control = super::Control::new(|_| {}).unwrap();
+    control.hold();
+    control
+        .serve(UnixListener::bind_addr(&address).unwrap())
+        .unwrap();
+    let mut stream = UnixStream::connect_addr(&address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(600)))
+        .unwrap();
+    let mut byte = [0];
+    let silence = std::io::Read::read(&mut stream, &mut byte).unwrap_err();
+    assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
+    control.put([link(16, 1)]);
+    control.release();
+    assert_eq!(std::io::Read::read(&mut stream, &mut byte).unwrap(), 1);
+    control.stop();
 }
 
 #[test]

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use sluice_contract::row::LinkRow;
 use sluice_contract::types::Identity;
 use sluice_contract::{LinkId, Mac, Row};
+use sluice_model::object::Name;
 
 use super::ports;
+use crate::cluster::pod_name;
 use crate::config::{PodConfig, parse_mac};
 use crate::files;
 use crate::trunk::links::LinkCounters;
@@ -49,29 +51,29 @@ impl SavedLink {
         }
     }
 
-    /// All that the appliance knows of it: its link, and the host ports that lead to it.
-    pub fn rows(&self) -> Vec<Row> {
-        let mut rows = vec![self.row()];
-        rows.extend(ports::rows(self.id, &self.pod));
-        rows
+    /// The host ports that lead to it.
+    pub fn port_rows(&self) -> Vec<Row> {
+        ports::rows(self.id, &self.pod)
     }
 
-    /// Its link as the appliance knows it.
-    pub fn row(&self) -> Row {
-        Row::Link(LinkRow {
+    /// Its link as the appliance knows it. Its identity is the cluster's to say; without a cluster every pod has its own.
+    pub fn row(&self) -> LinkRow {
+        LinkRow {
             id: self.id,
             mac: self.mac,
             // The configuration was checked against the same limit.
             addresses: self.pod.addresses.iter().copied().collect(),
             mtu: self.mtu,
-            identity: Identity(FIRST_IDENTITY + u32::from(self.id.raw())),
+            identity: Identity(Identity::FIRST_POD + u32::from(self.id.raw())),
             incarnation: self.incarnation,
-        })
+        }
+    }
+
+    /// The pod of the cluster behind it.
+    pub fn pod_name(&self) -> Name {
+        pod_name(self.pod.pod.as_ref().unwrap_or(&self.pod.name))
     }
 }
-
-/// Until policy gives identities, every pod has its own; the first ones are reserved.
-const FIRST_IDENTITY: u32 = 256;
 
 /// A link in use.
 #[derive(Clone, Debug)]

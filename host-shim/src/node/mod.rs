@@ -20,11 +20,13 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use sluice_cni::gate::Gate;
+use sluice_contract::policy::PolicyKey;
 use sluice_contract::row::NodeRow;
 use sluice_contract::{Key, LinkId, Row};
 
 use self::links::{Link, LinkError, LinkTable, SavedLink};
 use self::ways::Ways;
+use crate::cluster::{Cluster, pod_name};
 use crate::config::{Config, ConfigError, OnStop, PodConfig};
 use crate::control::{Control, NotInForce};
 use crate::files;
@@ -42,6 +44,9 @@ use crate::wiring::{WiringError, tap};
 const IN_FORCE: Duration = Duration::from_secs(5);
 /// For how long frames wait in the taps for a guest to be configured.
 const HELD: Duration = Duration::from_secs(2);
+/// How long the cluster's source may take to tell of a new pod. With the wait for the appliance it stays below what a
+/// runtime allows an ADD.
+const KNOWN: Duration = Duration::from_secs(4);
 /// How long a removed link may take to be out of force before its tap goes anyway.
 const OUT_OF_FORCE: Duration = Duration::from_secs(1);
 
@@ -70,6 +75,8 @@ pub enum NodeError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     NotInForce(#[from] NotInForce),
+    #[error("The cluster's source has not said what the pod {0} is, so its policy is not known")]
+    NotKnown(String),
     #[error("The trunk takes no link")]
     Trunk(#[source] io::Error),
 }
@@ -88,6 +95,7 @@ pub struct Node {
     trunk: TrunkState,
     trunk_counters: Arc<TrunkCounters>,
     control: Control,
+    cluster: Option<Cluster>,
     supervisor: Supervisor,
     links: Mutex<LinkTable>,
     ways: Mutex<Ways>,
@@ -127,6 +135,7 @@ impl Node {
             false => mailbox.send(Command::Hold(HELD)),
         };
         let control = Control::new(gate).map_err(cannot("start the control channel"))?;
+        let cluster = Cluster::start(&config, &control).map_err(cannot("follow the cluster"))?;
         let supervisor = Supervisor::start(&config, trunk.clone());
         let supervisor = supervisor.map_err(cannot("start the supervisor"))?;
         let node = Self {
@@ -136,6 +145,7 @@ impl Node {
             trunk,
             trunk_counters,
             control,
+            cluster,
             supervisor,
             links: Mutex::new(table),
             ways: Mutex::default(),
@@ -165,9 +175,17 @@ impl Node {
         &self.config
     }
 
+    /// The cluster, if it follows one.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
     /// Ends the node, leaving behind what the configuration says.
     pub fn stop(&self) {
         let tear_down = self.config.on_stop == OnStop::TearDown;
+        if let Some(cluster) = &self.cluster {
+            cluster.stop();
+        }
         self.control.stop();
         self.supervisor.stop(tear_down);
         if tear_down {
@@ -178,6 +196,9 @@ impl Node {
                 }
             }
             self.links().remove_file();
+            if let Some(cluster) = &self.cluster {
+                cluster.remove_file();
+            }
         }
         self.stop_ways();
         self.driver.stop();
@@ -234,11 +255,31 @@ impl Node {
                 source: Box::new(e),
             })?;
         }
-        let rows: Vec<Row> = self.links().all().flat_map(|l| l.saved.rows()).collect();
-        let of_node = ports::node_rows(&self.config.cni.node_addresses);
-        let node = std::iter::once(Row::Node(NodeRow::default())).chain(of_node);
-        self.control.put(node.chain(rows));
+        let mut rows = vec![Row::Node(NodeRow::default())];
+        if self.cluster.is_none() {
+            rows.extend(ports::node_rows(&self.config.cni.node_addresses));
+        }
+        self.control.put(rows);
+        let links: Vec<Link> = self.links().all().cloned().collect();
+        for link in &links {
+            self.put_link(link);
+        }
         Ok(())
+    }
+
+    /// Desires a link with what belongs to it; the number is for [`Control::wait`].
+    fn put_link(&self, link: &Link) -> u64 {
+        let saved = &link.saved;
+        match &self.cluster {
+            Some(cluster) => cluster.attach(saved.pod_name(), saved.row(), saved.port_rows()),
+            None => self.put_rows(link),
+        }
+    }
+
+    /// The same, whatever policy says.
+    fn put_rows(&self, link: &Link) -> u64 {
+        let rows = link.saved.port_rows().into_iter();
+        self.control.put(rows.chain([Row::Link(link.saved.row())]))
     }
 
     /// Links a pod; returns when the appliance has it in force.
@@ -247,10 +288,28 @@ impl Node {
     /// Why not; nothing of the link is left then.
     pub fn add_link(&self, pod: PodConfig) -> Result<Link, NodeError> {
         pod.check()?;
+        if let Some(cluster) = &self.cluster {
+            let name = pod_name(pod.pod.as_ref().unwrap_or(&pod.name));
+            if !cluster.await_pod(&name, KNOWN) {
+                return Err(NodeError::NotKnown(name.to_string()));
+            }
+        }
+        self.link_pod(pod, self.cluster.is_some())
+    }
+
+    /// Links a pod that policy has (`judged`) or has not something to say about.
+    fn link_pod(&self, pod: PodConfig, judged: bool) -> Result<Link, NodeError> {
         let link = self.make(pod, false)?;
-        let rows = link.saved.rows();
-        let keys: Vec<Key> = rows.iter().map(Row::key).collect();
-        let revision = self.control.put(rows);
+        let revision = if judged {
+            self.put_link(&link)
+        } else {
+            self.put_rows(&link)
+        };
+        let mut keys = vec![Key::Link(link.saved.id)];
+        keys.extend(link.saved.port_rows().iter().map(Row::key));
+        if judged {
+            keys.push(Key::Policy(PolicyKey::Binding(link.saved.id)));
+        }
         let in_force = keys
             .iter()
             .try_for_each(|key| self.control.wait(revision, *key, IN_FORCE));
@@ -282,7 +341,11 @@ impl Node {
     /// The appliance forgets it first: no frame meets a link that is half there.
     fn withdraw(&self, link: &Link) -> Result<(), NodeError> {
         let key = Key::Link(link.saved.id);
-        let revision = self.control.remove(link.saved.rows().iter().map(Row::key));
+        let ports: Vec<Key> = link.saved.port_rows().iter().map(Row::key).collect();
+        let revision = match &self.cluster {
+            Some(cluster) => cluster.detach(link.saved.id, ports),
+            None => self.control.remove(ports.into_iter().chain([key])),
+        };
         // Without a guest there is nobody to forget it; a guest that comes is not told of it.
         let is_there = self.control.status().connected;
         if is_there && self.control.wait(revision, key, OUT_OF_FORCE).is_err() {

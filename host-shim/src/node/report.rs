@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sluice_contract::LinkId;
 use sluice_contract::message::Counter;
 use sluice_contract::report::{CounterId, DropReason};
+use sluice_contract::{Key, LinkId};
 
 use super::Node;
 use super::links::Link;
 use super::ways::WayReport;
+use crate::cluster::Cluster;
+use crate::cluster::report::ClusterReport;
 use crate::trunk::drops::HostDrop;
 use crate::trunk::links::Carried;
 
@@ -32,6 +34,9 @@ pub struct Status {
     pub machine: crate::supervisor::MachineStatus,
     pub trunk: TrunkReport,
     pub control: crate::control::ControlStatus,
+    /// Where policy and Services come from; absent when the configuration names no source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterReport>,
     pub start: StartTimes,
     pub links: Vec<LinkReport>,
     /// The way to other nodes and to the outside, if there is one.
@@ -159,6 +164,9 @@ impl Node {
             problems.push("The appliance does not serve the trunk".into());
         }
         problems.extend(control.problem.clone());
+        problems.extend(control.full.clone());
+        let cluster = self.cluster.as_ref().map(Cluster::report);
+        problems.extend(cluster.iter().flat_map(Cluster::problems));
         if !control.settled {
             problems.push("The appliance does not have the present configuration".into());
         }
@@ -181,6 +189,7 @@ impl Node {
             machine,
             trunk,
             control,
+            cluster,
         }
     }
 
@@ -199,7 +208,7 @@ impl Node {
 
     /// Why the appliance does not have a link, if so.
     pub fn link_problem(&self, link: &Link) -> Option<String> {
-        self.control.problem_of(link.saved.row().key())
+        self.control.problem_of(Key::Link(link.saved.id))
     }
 
     /// How many rows the appliance refused.

@@ -32,17 +32,22 @@ impl Node {
                     .map_err(|error| cannot("make a namespace for the self-test")(error.into()))?;
                 let thread = nix::unistd::gettid();
                 let pid = std::process::id();
-                self.add_link(PodConfig {
-                    name: NAME.into(),
-                    netns: PathBuf::from(format!("/proc/{pid}/task/{thread}/ns/net")),
-                    addresses: vec![IpAddr::V4(ADDRESS)],
-                    interface: "eth0".into(),
-                    wiring: None,
-                    mac: None,
-                    mtu: None,
-                    adopt: None,
-                    host_ports: Vec::new(),
-                })?;
+                // No pod of the cluster: it has no identity, and policy lets it do nothing but ask for its gateway.
+                self.link_pod(
+                    PodConfig {
+                        name: NAME.into(),
+                        netns: PathBuf::from(format!("/proc/{pid}/task/{thread}/ns/net")),
+                        addresses: vec![IpAddr::V4(ADDRESS)],
+                        interface: "eth0".into(),
+                        wiring: None,
+                        mac: None,
+                        mtu: None,
+                        adopt: None,
+                        pod: None,
+                        host_ports: Vec::new(),
+                    },
+                    false,
+                )?;
                 let answered = ask(gateway.gateway4, &gateway.gateway_mac.to_string());
                 self.remove_link(NAME)?;
                 answered.map_err(cannot("get an answer of the appliance"))

@@ -131,13 +131,16 @@ impl Topology {
     }
 }
 
+/// A pod as an endpoint, and the number that each of the Service's ports has there.
+pub(crate) type Made = (Endpoint, Vec<(String, u16)>);
+
 /// The endpoints of one port, from EndpointSlices or, where nobody makes those, from pods.
 pub(crate) fn collect<'a>(
     service: &Service,
     port: &ServicePort,
     family: AddressFamily,
     store: &'a Store,
-    made: &'a [(Endpoint, Vec<(String, u16)>)],
+    made: &'a [Made],
     endpoints: &mut Endpoints<'a>,
 ) {
     for slice in store
@@ -166,10 +169,7 @@ pub(crate) fn collect<'a>(
 }
 
 /// The pods that a Service selects, with the number of each of its ports there.
-pub(crate) fn endpoints_of_selector(
-    service: &Service,
-    ground: Ground<'_>,
-) -> Vec<(Endpoint, Vec<(String, u16)>)> {
+pub(crate) fn endpoints_of_selector(service: &Service, ground: Ground<'_>) -> Vec<Made> {
     let store = ground.store;
     if !ground.config.endpoints_from_selectors
         || service.selector.is_empty()

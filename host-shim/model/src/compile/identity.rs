@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sluice_contract::Identity;
 
 use super::hash;
-use crate::object::{Labels, NamedPort, Pod};
+use crate::object::{Labels, Name, NamedPort, Pod};
 
 /// What a number stands for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +27,15 @@ impl Group {
             namespace: pod.name.namespace.clone(),
             labels: pod.labels.clone(),
             ports: pod.ports.clone(),
+        }
+    }
+
+    /// Of a pod that no object describes.
+    pub(crate) fn undescribed(name: &Name) -> Self {
+        Self {
+            namespace: name.namespace.clone(),
+            labels: Arc::new(Labels::default()),
+            ports: Arc::from([]),
         }
     }
 

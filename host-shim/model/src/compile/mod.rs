@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use sluice_contract::policy::{Action, Established, RuleId, SettingsRow};
-use sluice_contract::service::{ConnectionsRow, NatRow, PrefixRow, ServiceRow};
+use sluice_contract::service::{ConnectionsRow, NatRow, PrefixRow, ServiceKey, ServiceRow};
 use sluice_contract::{Identity, LinkId};
 
 use crate::diff::Tables;
@@ -33,6 +33,7 @@ use crate::store::{Event, Store};
 pub use identity::{Displaced, Group, Identities};
 pub use route::Peer;
 pub use rules::{RuleName, RuleNames, TierName};
+pub(crate) use service::endpoints_of;
 
 /// What the node is told to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +46,27 @@ pub struct Config {
     pub established: Established,
     /// Nobody makes EndpointSlices: pods that a Service selects are its endpoints.
     pub endpoints_from_selectors: bool,
+    /// What becomes of pods of this node that no object describes.
+    pub undescribed: Undescribed,
+    /// Addresses of this node, besides those that its object names.
+    pub node_addresses: Vec<IpAddr>,
     /// Which sets of backends are spread by Maglev.
     pub maglev: Maglev,
-    /// How the node translates, and how it keeps connections.
+    /// How the node translates; unless given, to its own addresses in the usual way.
     pub nat: Option<NatRow>,
+    /// How it keeps connections.
     pub connections: Option<ConnectionsRow>,
     /// Ranges with a meaning: where pods and Services have their addresses, what keeps its source.
     pub prefixes: Vec<PrefixRow>,
+}
+
+/// What becomes of pods of this node that no object describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undescribed {
+    /// They have no labels: nobody has to describe a pod.
+    Unlabelled,
+    /// They are what they were when they were last described; one that never was has no identity and is denied everything.
+    AsBefore,
 }
 
 /// Which sets of backends are spread by Maglev, so that every node chooses the same backend. It costs about a hundred
@@ -71,6 +86,8 @@ impl Default for Config {
             host_reaches_pods: true,
             established: Established::Judged,
             endpoints_from_selectors: false,
+            undescribed: Undescribed::Unlabelled,
+            node_addresses: Vec::new(),
             maglev: Maglev::External,
             nat: None,
             connections: None,
@@ -97,7 +114,7 @@ impl Rehearsal {
     pub(crate) fn new(store: &Store, config: &Config, links: &BTreeMap<LinkId, Attached>) -> Self {
         let mut tables = Tables::default();
         tables.set_settings(settings(config));
-        let mut engine = policy::Engine::default();
+        let mut engine = policy::Engine::new(config.undescribed, []);
         engine.update(store, links, &store.everything(), &[], &mut tables);
         Self { tables, engine }
     }
@@ -133,21 +150,25 @@ impl Model {
     pub fn new(config: &Config, displaced: impl IntoIterator<Item = Displaced>) -> Self {
         let mut tables = Tables::default();
         tables.set_settings(settings(config));
-        let rows = (config.nat.clone().map(ServiceRow::Nat).into_iter())
-            .chain(config.connections.map(ServiceRow::Connections))
+        let rows = (config.connections.map(ServiceRow::Connections).into_iter())
             .chain(config.prefixes.iter().copied().map(ServiceRow::Prefix));
         for row in rows {
             tables.set_service(row.key(), Some(row));
         }
-        Self {
+        let mut model = Self {
             store: Store::default(),
             links: BTreeMap::new(),
             touched: Vec::new(),
             config: config.clone(),
-            policy: policy::Engine::new(displaced),
+            policy: policy::Engine::new(config.undescribed, displaced),
             services: service::Engine::default(),
             tables,
-        }
+        };
+        model
+            .services
+            .declare(&config.node_addresses, &mut model.tables);
+        model.translate();
+        model
     }
 
     /// Takes what a source says.
@@ -188,6 +209,40 @@ impl Model {
         };
         self.services
             .update(ground, &changes, &touched, &mut self.tables);
+        if changes.nodes.contains(&self.config.node) {
+            self.translate();
+        }
+    }
+
+    /// Says to which addresses the node translates.
+    fn translate(&mut self) {
+        let nat = self.config.nat.clone().or_else(|| {
+            let own = self.store.node(&self.config.node);
+            let own = own.into_iter().flat_map(|it| &it.addresses);
+            let inside = own.filter(|it| !it.external).map(|it| it.address);
+            let all: Vec<IpAddr> = (self.config.node_addresses.iter().copied())
+                .chain(inside)
+                .collect();
+            let node4 = all.iter().find_map(|it| match it {
+                IpAddr::V4(v4) => Some(*v4),
+                IpAddr::V6(_) => None,
+            });
+            let node6 = all.iter().find_map(|it| match it {
+                IpAddr::V6(v6) => Some(*v6),
+                IpAddr::V4(_) => None,
+            });
+            (!all.is_empty()).then(|| NatRow {
+                node4,
+                node6,
+                ..NatRow::default()
+            })
+        });
+        self.tables
+            .set_service(ServiceKey::Nat, nat.map(ServiceRow::Nat));
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     pub fn store(&self) -> &Store {
@@ -200,8 +255,8 @@ impl Model {
     }
 
     /// The pods of this node.
-    pub fn links(&self) -> impl Iterator<Item = (LinkId, &Attached)> {
-        self.links.iter().map(|(link, attached)| (*link, attached))
+    pub fn links(&self) -> &BTreeMap<LinkId, Attached> {
+        &self.links
     }
 
     /// What policy sees of the pod behind a link; belongs into its `LinkRow`.

@@ -2,18 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use sluice_contract::Identity;
 
-use super::Attached;
 use super::identity::{Displaced, Group, Identities};
-use crate::object::{Labels, Name, NamedPort, Pod};
+use super::{Attached, Undescribed};
+use crate::object::{Name, Pod};
 use crate::store::Store;
 
 /// All pods.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pods {
+    undescribed: Undescribed,
     identities: Identities,
     views: HashMap<Name, View>,
     /// Pods that say that they have an address: one, as a rule.
@@ -38,10 +38,15 @@ pub(crate) struct Touched {
 }
 
 impl Pods {
-    pub(crate) fn new(displaced: impl IntoIterator<Item = Displaced>) -> Self {
+    pub(crate) fn new(
+        undescribed: Undescribed,
+        displaced: impl IntoIterator<Item = Displaced>,
+    ) -> Self {
         Self {
+            undescribed,
             identities: Identities::new(displaced),
-            ..Self::default()
+            views: HashMap::new(),
+            claims: BTreeMap::new(),
         }
     }
 
@@ -62,7 +67,14 @@ impl Pods {
     ) -> Touched {
         let mut touched = Touched::default();
         let former = self.views.remove(name);
-        let view = see(name, pod, attached).map(|(group, addresses)| {
+        let seen = match (pod, attached, self.undescribed) {
+            (None, Some(attached), Undescribed::AsBefore) => former
+                .as_ref()
+                .and_then(|it| self.identities.group(it.identity))
+                .map(|group| (group.clone(), attached.addresses.clone())),
+            _ => see(name, pod, attached),
+        };
+        let view = seen.map(|(group, addresses)| {
             let (identity, is_new) = self.identities.acquire(group);
             touched.appeared = is_new.then_some(identity);
             View {
@@ -129,15 +141,7 @@ fn see(
             let has_own = !pod.host_network && !pod.ended && !pod.addresses.is_empty();
             has_own.then(|| (Group::of(pod), pod.addresses.clone()))
         }
-        (None, Some(attached)) => {
-            let ports: Arc<[NamedPort]> = Arc::from([]);
-            let group = Group {
-                namespace: name.namespace.clone(),
-                labels: Arc::new(Labels::default()),
-                ports,
-            };
-            Some((group, attached.addresses.clone()))
-        }
+        (None, Some(attached)) => Some((Group::undescribed(name), attached.addresses.clone())),
         (None, None) => None,
     }
 }

@@ -11,13 +11,13 @@ use super::publish::{publish, publish_row, retract};
 use super::rules::{Applied, RuleNames, names_nodes};
 use super::ruleset::{Ground, Ruleset};
 use super::selector::{SelectorId, Selectors};
-use super::{Attached, hash};
+use super::{Attached, Undescribed, hash};
 use crate::diff::Tables;
 use crate::object::Name;
 use crate::store::{Changes, Store};
 
 /// Everything that is kept between two changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Engine {
     pods: Pods,
     selectors: Selectors,
@@ -41,10 +41,20 @@ struct Entry {
 type Affected = BTreeMap<RulesetId, BTreeSet<Identity>>;
 
 impl Engine {
-    pub(crate) fn new(displaced: impl IntoIterator<Item = Displaced>) -> Self {
+    pub(crate) fn new(
+        undescribed: Undescribed,
+        displaced: impl IntoIterator<Item = Displaced>,
+    ) -> Self {
         Self {
-            pods: Pods::new(displaced),
-            ..Self::default()
+            pods: Pods::new(undescribed, displaced),
+            selectors: Selectors::default(),
+            names: RuleNames::default(),
+            rulesets: BTreeMap::new(),
+            ids: HashMap::new(),
+            by_selector: HashMap::new(),
+            by_network_policy: HashMap::new(),
+            by_cluster_policy: HashMap::new(),
+            bound: BTreeMap::new(),
         }
     }
 
@@ -190,6 +200,11 @@ impl Engine {
                 continue;
             }
             let Some(identity) = self.identity_of_pod(&attached.pod) else {
+                // Nobody knows what it is: the guest denies what has no binding.
+                tables.set_binding(*link, None);
+                for ruleset in self.bound.remove(link).into_iter().flatten() {
+                    self.release(ruleset, store, tables);
+                }
                 continue;
             };
             let applied = known.entry(identity).or_insert_with(|| {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
 use sluice_contract::policy::{Action, Direction, PORT_KEYS, RuleId, port_key};
 
@@ -57,7 +57,7 @@ pub(crate) struct TierRules {
 }
 
 /// Which tier a rule is of, in the order in which they are asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TierName {
     Admin,
     NetworkPolicy,

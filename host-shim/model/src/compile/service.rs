@@ -14,7 +14,7 @@ use sluice_contract::service::{
 use sluice_contract::types::Family;
 use sluice_contract::{Protocol, limits};
 
-use super::endpoints::{Categories, Endpoints, Here, Target, collect, endpoints_of_selector};
+use super::endpoints::{Categories, Endpoints, Here, Made, Target, collect, endpoints_of_selector};
 use super::numbers::Numbers;
 use super::{Attached, Config, Maglev, maglev};
 use crate::diff::Tables;
@@ -55,6 +55,17 @@ pub(crate) struct Ground<'a> {
 }
 
 impl Engine {
+    /// Addresses that are this node's, whatever its object says.
+    pub(crate) fn declare(&mut self, addresses: &[IpAddr], tables: &mut Tables) {
+        let role = AddressRole::Node;
+        let rows = addresses.iter().map(|address| {
+            let address = *address;
+            ServiceRow::Address(AddressRow { address, role })
+        });
+        // No object has this name.
+        self.publish(&Name::new("", ""), rows.collect(), tables);
+    }
+
     pub(crate) fn update(
         &mut self,
         ground: Ground<'_>,
@@ -160,14 +171,7 @@ impl Engine {
                 continue;
             }
             for port in &service.ports {
-                let mut endpoints = Endpoints::default();
-                collect(service, port, family, ground.store, &made, &mut endpoints);
-                let zone = ground.store.node(&ground.config.node);
-                let here = Here {
-                    node: &ground.config.node,
-                    zone: zone.and_then(|it| it.labels.get("topology.kubernetes.io/zone")),
-                };
-                let categories = endpoints.categorize(service, port, here);
+                let categories = categories(service, port, family, &made, ground);
                 local_ready.insert(categories.local_ready);
                 self.port(service, port, is_v6, &categories, ground.config, &mut rows);
             }
@@ -266,6 +270,48 @@ impl Engine {
             rows.push(ServiceRow::Frontend(frontend));
         }
     }
+}
+
+/// Which endpoints of a port may be used from here.
+fn categories(
+    service: &Service,
+    port: &ServicePort,
+    family: AddressFamily,
+    made: &[Made],
+    ground: Ground<'_>,
+) -> Categories {
+    let mut endpoints = Endpoints::default();
+    collect(service, port, family, ground.store, made, &mut endpoints);
+    let zone = ground.store.node(&ground.config.node);
+    let here = Here {
+        node: &ground.config.node,
+        zone: zone.and_then(|it| it.labels.get("topology.kubernetes.io/zone")),
+    };
+    endpoints.categorize(service, port, here)
+}
+
+/// The same for people, in each family that the Service has.
+pub(crate) fn endpoints_of(
+    service: &Service,
+    port: &ServicePort,
+    store: &Store,
+    config: &Config,
+    links: &[&Attached],
+) -> Vec<Categories> {
+    let ground = Ground {
+        store,
+        config,
+        attached: &links.iter().map(|it| (&it.pod, *it)).collect(),
+    };
+    let made = endpoints_of_selector(service, ground);
+    let families = [AddressFamily::V4, AddressFamily::V6];
+    let served = families.into_iter().filter(|it| {
+        let is_v6 = *it == AddressFamily::V6;
+        service.cluster_ips.iter().any(|ip| ip.is_ipv6() == is_v6)
+    });
+    served
+        .map(|family| categories(service, port, family, &made, ground))
+        .collect()
 }
 
 /// Addresses and frontends may be claimed by several; the lowest rank wins. `None`: the row can only have one owner.

@@ -1,0 +1,191 @@
+//! What there is, for people: the policies and how many pods they are about, the Services and how many endpoints they have.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::compile::{Attached, Config, Group, Model, endpoints_of};
+use crate::object::{Kind, Labels, Name, Pod, PodSelector, Service, ServicePort, Tier};
+use crate::store::Store;
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySummary {
+    pub kind: Kind,
+    /// `namespace/name`, or the name alone.
+    pub name: String,
+    /// Of a ClusterNetworkPolicy: `admin` or `baseline`, and its priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
+    /// Its rules by direction; `None`: it says nothing about that direction.
+    pub ingress_rules: Option<usize>,
+    pub egress_rules: Option<usize>,
+    /// Pods that it is about, in the cluster and on this node.
+    pub pods: usize,
+    pub pods_here: usize,
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSummary {
+    pub name: String,
+    pub cluster_ips: Vec<IpAddr>,
+    pub external_ips: Vec<IpAddr>,
+    pub ports: Vec<PortSummary>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSummary {
+    pub name: String,
+    /// Like `80/TCP`.
+    pub port: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
+    /// What new connections are spread over from here, both families.
+    pub endpoints: Vec<String>,
+    /// Endpoints on this node that are ready.
+    pub local_ready: usize,
+}
+
+/// All policies, cluster-wide ones first, in the order in which they are asked.
+pub fn policies<'a>(store: &Store, here: impl Iterator<Item = &'a Name>) -> Vec<PolicySummary> {
+    let here: Vec<&Name> = here.collect();
+    let groups = Groups::of(store, &here);
+    let mut cluster: Vec<_> = store.cluster_policies().collect();
+    cluster.sort_by_key(|it| (it.tier, it.priority, &it.name));
+    let rules = |count: usize| (count > 0).then_some(count);
+    let of_cluster = cluster.into_iter().map(|it| {
+        let (pods, pods_here) = groups.count(store, |group, namespace| {
+            selects(&it.subject, group, namespace)
+        });
+        PolicySummary {
+            kind: Kind::ClusterNetworkPolicy,
+            name: it.name.to_string(),
+            tier: Some(match it.tier {
+                Tier::Admin => "admin".into(),
+                Tier::Baseline => "baseline".into(),
+            }),
+            priority: Some(it.priority),
+            ingress_rules: rules(it.ingress.len()),
+            egress_rules: rules(it.egress.len()),
+            pods,
+            pods_here,
+        }
+    });
+    let of_namespaces = store.network_policies().map(|it| {
+        let (pods, pods_here) = groups.count(store, |group, _| {
+            group.namespace == it.name.namespace && it.pods.matches(&group.labels)
+        });
+        PolicySummary {
+            kind: Kind::NetworkPolicy,
+            name: it.name.to_string(),
+            tier: None,
+            priority: None,
+            ingress_rules: it.ingress.as_ref().map(Vec::len),
+            egress_rules: it.egress.as_ref().map(Vec::len),
+            pods,
+            pods_here,
+        }
+    });
+    of_cluster.chain(of_namespaces).collect()
+}
+
+fn selects(subject: &PodSelector, group: &Group, namespace: &Labels) -> bool {
+    let inside = subject.namespaces.as_ref();
+    inside.is_none_or(|it| it.matches(namespace)) && subject.pods.matches(&group.labels)
+}
+
+/// Pods that no policy can tell apart are counted once.
+struct Groups(HashMap<Group, (usize, usize)>);
+
+impl Groups {
+    fn of(store: &Store, here: &[&Name]) -> Self {
+        let mut groups: HashMap<Group, (usize, usize)> = HashMap::new();
+        let is_seen = |it: &&Pod| !it.host_network && !it.ended;
+        for pod in store.pods().filter(is_seen) {
+            groups.entry(Group::of(pod)).or_default().0 += 1;
+        }
+        for name in here {
+            let group = match store.pod(name) {
+                Some(pod) => Group::of(pod),
+                None => Group::undescribed(name),
+            };
+            let (all, local) = groups.entry(group).or_default();
+            *local += 1;
+            *all = (*all).max(*local);
+        }
+        Self(groups)
+    }
+
+    fn count(&self, store: &Store, wanted: impl Fn(&Group, &Labels) -> bool) -> (usize, usize) {
+        let chosen = self
+            .0
+            .iter()
+            .filter(|(group, _)| wanted(group, &store.namespace_labels(&group.namespace)));
+        chosen.fold((0, 0), |(all, local), (_, (a, l))| (all + a, local + l))
+    }
+}
+
+/// All Services that have an address.
+pub fn services(model: &Model) -> Vec<ServiceSummary> {
+    let links: Vec<&Attached> = model.links().values().collect();
+    let all = model.store().services();
+    let served = all.filter(|it| !it.cluster_ips.is_empty());
+    served
+        .map(|it| summary(it, model.store(), model.config(), &links))
+        .collect()
+}
+
+/// The same of a store without a node.
+pub fn services_of(store: &Store, config: &Config) -> Vec<ServiceSummary> {
+    let served = store.services().filter(|it| !it.cluster_ips.is_empty());
+    served.map(|it| summary(it, store, config, &[])).collect()
+}
+
+fn summary(
+    service: &Service,
+    store: &Store,
+    config: &Config,
+    links: &[&Attached],
+) -> ServiceSummary {
+    let port = |port: &ServicePort| {
+        let chosen = endpoints_of(service, port, store, config, links);
+        let targets = chosen.iter().flat_map(|it| {
+            let targets = if it.cluster.is_empty() {
+                &it.local
+            } else {
+                &it.cluster
+            };
+            targets
+                .iter()
+                .map(|(address, port)| std::net::SocketAddr::new(*address, *port).to_string())
+        });
+        PortSummary {
+            name: port.name.clone(),
+            port: format!("{}/{:?}", port.port, port.protocol).to_uppercase(),
+            node_port: port.node_port,
+            endpoints: targets.collect(),
+            local_ready: chosen
+                .iter()
+                .map(|it| it.local_ready)
+                .max()
+                .unwrap_or_default(),
+        }
+    };
+    let balanced = service.load_balancer.iter().map(|it| it.address);
+    ServiceSummary {
+        name: service.name.to_string(),
+        cluster_ips: service.cluster_ips.clone(),
+        external_ips: service
+            .external_ips
+            .iter()
+            .copied()
+            .chain(balanced)
+            .collect(),
+        ports: service.ports.iter().map(port).collect(),
+    }
+}

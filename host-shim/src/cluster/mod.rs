@@ -1,0 +1,356 @@
+//! The cluster as this node follows it: objects from a source into the model, the model's rows into the control channel.
+//!
+//! Before the source has said everything once, the appliance is told nothing: one that runs goes on with the tables it has,
+//! a new one carries no frame. A link and what policy says of it are one change, so no frame passes in between.
+
+pub mod config;
+pub mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sluice_contract::row::LinkRow;
+use sluice_contract::{Key, LinkId, Row};
+use sluice_model::compile::{Attached, Config as ModelConfig, Displaced, Model, Peer, Undescribed};
+use sluice_model::diff::Step;
+use sluice_model::finding::Finding;
+use sluice_model::object::Name;
+use sluice_model::source::dir::Directory;
+use sluice_model::source::kube::Kubernetes;
+use sluice_model::source::{Running, Source};
+use sluice_model::store::Event;
+
+use self::config::SourceConfig;
+use crate::config::Config;
+use crate::control::Control;
+use crate::files;
+
+/// Events that are taken together, at most.
+const BATCH: usize = 4096;
+/// Findings of one change that are logged; the status has all.
+const LOGGED: usize = 20;
+
+/// The cluster, followed.
+#[derive(Debug)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// `directory` or `kubernetes`, and which one.
+    mode: &'static str,
+    place: String,
+    state: Mutex<State>,
+    changed: Condvar,
+    control: Control,
+    identities: PathBuf,
+}
+
+#[derive(Debug)]
+struct State {
+    model: Model,
+    links: BTreeMap<LinkId, Told>,
+    /// The source has said everything once, and the control channel has it.
+    is_known: bool,
+    findings: BTreeSet<Finding>,
+    displaced: Vec<Displaced>,
+    peers: Peers,
+    heard: Option<Instant>,
+    compiled: Duration,
+}
+
+/// A link and whether the appliance is to have it: only with an identity.
+#[derive(Debug)]
+struct Told {
+    row: LinkRow,
+    is_told: bool,
+}
+
+/// The other nodes, and who wants to know of them.
+#[derive(Default)]
+struct Peers {
+    present: Vec<Peer>,
+    listener: Option<Listener>,
+}
+
+/// Told of all other nodes whenever one changes.
+pub type Listener = Box<dyn FnMut(&[Peer]) + Send>;
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self.present).finish()
+    }
+}
+
+impl Cluster {
+    /// Follows the source of the configuration, if it has one; `control` is held until everything is known.
+    ///
+    /// # Errors
+    /// What the source needs of this machine is not to be had.
+    pub fn start(config: &Config, control: &Control) -> io::Result<Option<Self>> {
+        let Some(source) = &config.source else {
+            return Ok(None);
+        };
+        let identities = config.run_dir.join("identities.json");
+        let displaced = read_displaced(&identities);
+        let model = Model::new(&model_config(config, source), displaced.clone());
+        let (mode, place) = match (&source.directory, &source.kubernetes) {
+            (Some(path), _) => ("directory", path.display().to_string()),
+            (None, Some(kubernetes)) => {
+                let file = kubernetes.kubeconfig.as_ref();
+                let place = file.map_or_else(String::new, |path| path.display().to_string());
+                ("kubernetes", place)
+            }
+            (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        control.hold();
+        let shared = Arc::new(Shared {
+            mode,
+            place,
+            state: Mutex::new(State {
+                model,
+                links: BTreeMap::new(),
+                is_known: false,
+                findings: BTreeSet::new(),
+                displaced,
+                peers: Peers::default(),
+                heard: None,
+                compiled: Duration::ZERO,
+            }),
+            changed: Condvar::new(),
+            control: control.clone(),
+            identities,
+        });
+        let (sender, events) = channel();
+        let running = match (&source.directory, &source.kubernetes) {
+            (Some(path), _) => Directory::new(path).start(sender)?,
+            (None, kubernetes) => match kubernetes.as_ref().and_then(|it| it.kubeconfig.as_ref()) {
+                Some(path) => Kubernetes::kubeconfig(path).start(sender)?,
+                None => Kubernetes::infer().start(sender)?,
+            },
+        };
+        let follower = shared.clone();
+        std::thread::Builder::new()
+            .name("cluster".into())
+            .spawn(move || follower.follow(&events))?;
+        Ok(Some(Self {
+            shared,
+            running: Mutex::new(Some(running)),
+        }))
+    }
+
+    /// Follows no longer; what is in force stays.
+    pub fn stop(&self) {
+        let running = self.running.lock();
+        drop(running.unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Forgets what an orderly end leaves nobody to need.
+    pub fn remove_file(&self) {
+        files::remove(&self.shared.identities);
+    }
+
+    /// Waits until enough is known to say what policy means for a pod: everything was said once, and where the source
+    /// lists all pods, this one as well. `false`: not in time.
+    pub fn await_pod(&self, pod: &Name, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut state = self.shared.lock();
+        loop {
+            let unlisted = state.model.config().undescribed == Undescribed::Unlabelled;
+            if state.is_known && (unlisted || state.model.store().pod(pod).is_some()) {
+                return true;
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return false;
+            };
+            let woken = self.shared.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A pod has a link: `row` (whose identity is policy's to say) and `others`, in one change with what policy says of
+    /// it. The number is for [`Control::wait`].
+    pub fn attach(&self, pod: Name, row: LinkRow, others: Vec<Row>) -> u64 {
+        let mut state = self.shared.lock();
+        let addresses = row.addresses.to_vec();
+        state.model.attach(row.id, Attached { pod, addresses });
+        let is_told = false;
+        state.links.insert(row.id, Told { row, is_told });
+        self.shared.tell(&mut state, others, Vec::new())
+    }
+
+    /// The link is no more, nor are `others`.
+    pub fn detach(&self, link: LinkId, mut others: Vec<Key>) -> u64 {
+        let mut state = self.shared.lock();
+        state.model.detach(link);
+        state.links.remove(&link);
+        others.push(Key::Link(link));
+        self.shared.tell(&mut state, Vec::new(), others)
+    }
+
+    /// Tells `listener` of the other nodes, now and whenever one changes.
+    pub fn follow_peers(&self, mut listener: Listener) {
+        let peers = &mut self.shared.lock().peers;
+        listener(&peers.present);
+        peers.listener = Some(listener);
+    }
+}
+
+fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
+    let is_listed = source.kubernetes.is_some();
+    ModelConfig {
+        node: config.node_name.as_str().into(),
+        host_reaches_pods: config.policy.host_reaches_pods,
+        established: config.policy.established.into(),
+        endpoints_from_selectors: !is_listed,
+        undescribed: if is_listed {
+            Undescribed::AsBefore
+        } else {
+            Undescribed::Unlabelled
+        },
+        node_addresses: config.cni.node_addresses.clone(),
+        ..ModelConfig::default()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(&self, events: &Receiver<Event>) {
+        while let Ok(event) = events.recv() {
+            let mut state = self.lock();
+            state.take(event);
+            // A lock held for long would keep ADDs waiting; a compilation for each event would take longer than the events.
+            for event in events.try_iter().take(BATCH) {
+                state.take(event);
+            }
+            state.heard = Some(Instant::now());
+            self.tell(&mut state, Vec::new(), Vec::new());
+            state.note_findings();
+        }
+    }
+
+    /// Compiles what has changed and puts it, with rows that belong to the same change, on its way.
+    fn tell(&self, state: &mut State, mut put: Vec<Row>, mut remove: Vec<Key>) -> u64 {
+        if !state.model.store().is_in_sync() {
+            // Nobody is told before everything is known, so the rows may wait where they will be found.
+            return self.control.change(put, remove);
+        }
+        let begin = Instant::now();
+        state.model.compile();
+        for step in state.model.tables().take_delta() {
+            match step {
+                Step::Put(row) => put.push(row),
+                Step::Remove(key) => remove.push(key),
+            }
+        }
+        for (link, told) in &mut state.links {
+            match state.model.identity(*link) {
+                Some(identity) if told.is_told && told.row.identity == identity => {}
+                Some(identity) => {
+                    told.row.identity = identity;
+                    told.is_told = true;
+                    put.push(Row::Link(told.row.clone()));
+                }
+                None if told.is_told => {
+                    told.is_told = false;
+                    remove.push(Key::Link(*link));
+                }
+                None => {}
+            }
+        }
+        state.compiled = begin.elapsed();
+        let revision = if put.is_empty() && remove.is_empty() {
+            self.control.revision()
+        } else {
+            self.control.change(put, remove)
+        };
+        if !std::mem::replace(&mut state.is_known, true) {
+            tracing::info!(source = self.mode, place = %self.place, "the cluster is known");
+            self.control.release();
+        }
+        self.keep_displaced(state);
+        state.tell_peers();
+        self.changed.notify_all();
+        revision
+    }
+
+    /// Writes down who has not the number that follows from its labels, so that a number lasts.
+    fn keep_displaced(&self, state: &mut State) {
+        let now = state.model.identities().displaced();
+        if now == state.displaced {
+            return;
+        }
+        match files::write_json(&self.identities, &now) {
+            Ok(()) => state.displaced = now,
+            Err(error) => tracing::warn!(%error, "identities are not written down"),
+        }
+    }
+}
+
+impl State {
+    fn take(&mut self, event: Event) {
+        if let Event::Lost { reason } = &event {
+            tracing::warn!(%reason, "the cluster cannot be followed at the moment");
+        }
+        self.model.apply(event);
+    }
+
+    fn note_findings(&mut self) {
+        let now: BTreeSet<Finding> = self.model.store().findings().cloned().collect();
+        for finding in now.difference(&self.findings).take(LOGGED) {
+            tracing::warn!(%finding, "an object is wrong");
+        }
+        let gone = self.findings.difference(&now).count();
+        if gone > 0 {
+            tracing::info!(gone, left = now.len(), "objects were put right");
+        }
+        self.findings = now;
+    }
+
+    fn tell_peers(&mut self) {
+        let now = self.model.peers();
+        if now == self.peers.present {
+            return;
+        }
+        self.peers.present = now;
+        if let Some(listener) = &mut self.peers.listener {
+            listener(&self.peers.present);
+        }
+    }
+}
+
+fn read_displaced(path: &Path) -> Vec<Displaced> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "identities are not read");
+            return Vec::new();
+        }
+    };
+    serde_json::from_slice(&text).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "identities are not understood");
+        Vec::new()
+    })
+}
+
+/// Which pod of the cluster a link's name means: `namespace/name`, or a name in `default`.
+pub fn pod_name(text: &str) -> Name {
+    match text.split_once('/') {
+        Some((namespace, name)) if !name.contains('/') => Name::new(namespace, name),
+        _ => Name::new("default", text),
+    }
+}
+
+#[cfg(test)]
+mod tests;

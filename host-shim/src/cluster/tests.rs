@@ -1,0 +1,287 @@
+//! A directory of manifests through the real source and the model to a guest that keeps the contract's rules.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sluice_contract::policy::{PolicyKey, PolicyRow, RulesetId};
+use sluice_contract::row::LinkRow;
+use sluice_contract::service::{AddressRole, ServiceRow};
+use sluice_contract::{Identity, Key, LinkId, Mac, Row};
+
+use super::{Cluster, pod_name};
+use crate::config::Config;
+use crate::control::Control;
+use crate::control::testing::Guest;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+struct Ground {
+    directory: std::path::PathBuf,
+    control: Control,
+    cluster: Cluster,
+    guest: Arc<Mutex<Guest>>,
+    address: SocketAddr,
+    serve: Option<JoinHandle<()>>,
+}
+
+impl Ground {
+    fn new(name: &str, manifests: &[(&str, &str)]) -> Self {
+        let unique = format!("sluice-cluster-{name}-{}", std::process::id());
+        let directory = std::env::temp_dir().join(&unique);
+        let given = directory.join("manifests");
+        fs::create_dir_all(&given).unwrap();
+        for (file, text) in manifests {
+            fs::write(given.join(file), text).unwrap();
+        }
+        let text = serde_json::json!({
+            "image": "i", "run_dir": directory, "node_name": "here",
+            "cni": {"node_addresses": ["192.0.2.7"]},
+            "source": {"directory": given},
+        });
+        let config = Config::parse(&text.to_string(), false).unwrap();
+        let control = Control::new(|_| {}).unwrap();
+        let cluster = Cluster::start(&config, &control).unwrap().unwrap();
+        let address = SocketAddr::from_abstract_name(unique.as_bytes()).unwrap();
+        Self {
+            directory,
+            control,
+            cluster,
+            guest: Arc::default(),
+            address,
+            serve: None,
+        }
+    }
+
+    /// The guest comes, and the node begins to talk.
+    fn serve(&mut self) {
+        let listener = UnixListener::bind_addr(&self.address).unwrap();
+        self.control.serve(listener).unwrap();
+        let (guest, address) = (self.guest.clone(), self.address.clone());
+        self.serve = Some(std::thread::spawn(move || {
+            let mut stream = UnixStream::connect_addr(&address).unwrap();
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = stream.read(&mut chunk) {
+                let mut guest = guest.lock().unwrap();
+                guest.receive(&chunk[..n]);
+                let output = std::mem::take(&mut guest.output);
+                if stream.write_all(&output).is_err() {
+                    break;
+                }
+            }
+        }));
+    }
+
+    fn attach(&self, pod: &str, id: u16, last: u8) -> u64 {
+        let id = LinkId::new(id).unwrap();
+        let row = LinkRow {
+            id,
+            mac: Mac::of_pod(id),
+            addresses: heapless::Vec::from_slice(&[[10, 0, 0, last].into()]).unwrap(),
+            mtu: 1500,
+            identity: Identity(Identity::FIRST_POD),
+            incarnation: 1,
+        };
+        self.cluster.attach(pod_name(pod), row, Vec::new())
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.directory.join("manifests").join(file), text).unwrap();
+    }
+
+    fn row(&self, key: Key) -> Option<Row> {
+        self.guest.lock().unwrap().rows.get(&key).cloned()
+    }
+
+    fn binding(&self, id: u16) -> Option<[RulesetId; 2]> {
+        let key = Key::Policy(PolicyKey::Binding(LinkId::new(id).unwrap()));
+        match self.row(key)? {
+            Row::Policy(PolicyRow::Binding(row)) => Some([row.ingress, row.egress]),
+            _ => None,
+        }
+    }
+
+    fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while !holds(self) {
+            assert!(Instant::now() < deadline, "{what}: not in time");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        self.cluster.stop();
+        self.control.stop();
+        if let Some(serve) = self.serve.take() {
+            serve.join().unwrap();
+        }
+        fs::remove_dir_all(&self.directory).unwrap();
+    }
+}
+
+const PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {app: client}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+";
+
+const POLICY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 8080}]}]
+";
+
+#[test]
+fn n20_link_and_policy_are_one_change_and_nothing_is_said_before_all_is_known() {
+    let mut ground = Ground::new("n20", &[("pods.yaml", PODS), ("policy.yaml", POLICY)]);
+    ground.serve();
+    assert!(ground.cluster.await_pod(&pod_name("shop/web"), LIMIT));
+    let revision = ground.attach("shop/web", 16, 1);
+    let key = Key::Link(LinkId::new(16).unwrap());
+    ground.control.wait(revision, key, LIMIT).unwrap();
+    // In one commit: whoever sees the link sees its binding, its rules and the settings without which none counts.
+    let [ingress, egress] = ground.binding(16).unwrap();
+    assert_ne!(ingress, RulesetId::NONE);
+    assert_eq!(egress, RulesetId::NONE);
+    assert!(
+        ground
+            .row(Key::Policy(PolicyKey::Ruleset(ingress)))
+            .is_some()
+    );
+    assert!(ground.row(Key::Policy(PolicyKey::Settings)).is_some());
+    let Some(Row::Link(link)) = ground.row(key) else {
+        panic!("no link")
+    };
+    assert!(link.identity.is_pod());
+
+    let revision = ground.cluster.detach(link.id, Vec::new());
+    ground.control.wait(revision, key, LIMIT).unwrap();
+    assert_eq!((ground.row(key), ground.binding(16)), (None, None));
+}
+
+#[test]
+fn policies_come_change_and_go_with_their_files_and_a_typo_changes_nothing() {
+    let mut ground = Ground::new("files", &[("pods.yaml", PODS)]);
+    ground.attach("shop/web", 16, 1);
+    ground.serve();
+    ground.until("an unrestricted pod", |it| {
+        it.binding(16) == Some([RulesetId::NONE; 2])
+    });
+
+    ground.write("policy.yaml", POLICY);
+    let is_isolated = |it: &Ground| {
+        it.binding(16)
+            .is_some_and(|[ingress, _]| ingress != RulesetId::NONE)
+    };
+    ground.until("isolation", is_isolated);
+    let before = ground.guest.lock().unwrap().rows.clone();
+
+    ground.write(
+        "policy.yaml",
+        &POLICY.replace("podSelector: {matchLabels: {app: web}}", "podSelectorr: {}"),
+    );
+    ground.until("a finding", |it| it.cluster.report().errors > 0);
+    assert_eq!(ground.guest.lock().unwrap().rows, before);
+    let problems = Cluster::problems(&ground.cluster.report());
+    assert!(
+        problems[0].contains("policy.yaml:6") && problems[0].contains("podSelectorr"),
+        "{problems:?}"
+    );
+
+    fs::remove_file(ground.directory.join("manifests/policy.yaml")).unwrap();
+    ground.until("freedom", |it| it.binding(16) == Some([RulesetId::NONE; 2]));
+    assert_eq!(Cluster::problems(&ground.cluster.report()), [""; 0]);
+}
+
+#[test]
+fn services_lead_to_attached_pods_and_the_nodes_addresses_are_known() {
+    let mut ground = Ground::new("services", &[("pods.yaml", PODS)]);
+    ground.serve();
+    ground.attach("shop/web", 16, 1);
+    let has_backend = |it: &Ground| {
+        it.guest.lock().unwrap().rows.values().any(|row| match row {
+            Row::Service(ServiceRow::Backend(row)) => {
+                row.address == std::net::IpAddr::from([10, 0, 0, 1]) && row.port == 8080
+            }
+            _ => false,
+        })
+    };
+    ground.until("a backend", has_backend);
+    let rows = ground.guest.lock().unwrap().rows.clone();
+    let is_node = |row: &Row| {
+        matches!(row, Row::Service(ServiceRow::Address(it))
+        if it.role == AddressRole::Node && it.address == std::net::IpAddr::from([192, 0, 2, 7]))
+    };
+    assert!(rows.values().any(is_node));
+    let translates = |row: &Row| matches!(row, Row::Service(ServiceRow::Nat(it)) if it.node4 == Some([192, 0, 2, 7].into()));
+    assert!(rows.values().any(translates));
+    let services = ground.cluster.services();
+    assert_eq!(services[0].ports[0].endpoints, ["10.0.0.1:8080"]);
+}
+
+#[test]
+fn directory_that_is_not_there_leaves_the_appliance_alone_until_it_is() {
+    let mut ground = Ground::new("absent", &[]);
+    let given = ground.directory.join("manifests");
+    fs::remove_dir(&given).unwrap();
+    // The source may have seen it: begin again with one that has never been there.
+    let text = serde_json::json!({"image": "i", "run_dir": ground.directory, "source": {"directory": given}});
+    let config = Config::parse(&text.to_string(), false).unwrap();
+    ground.control = Control::new(|_| {}).unwrap();
+    ground.cluster = Cluster::start(&config, &ground.control).unwrap().unwrap();
+    ground.attach("shop/web", 16, 1);
+    ground.serve();
+    ground.until("a reason", |it| it.cluster.report().lost.is_some());
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(ground.guest.lock().unwrap().rows.is_empty());
+    assert!(
+        !ground
+            .cluster
+            .await_pod(&pod_name("shop/web"), Duration::ZERO)
+    );
+    assert_eq!(Cluster::problems(&ground.cluster.report()).len(), 2);
+
+    fs::create_dir(&given).unwrap();
+    ground.write("pods.yaml", PODS);
+    ground.until("the link", |it| it.binding(16).is_some());
+}
+
+#[test]
+fn what_is_asked_about_policy_is_answered_from_the_same_tables() {
+    let ground = Ground::new("ask", &[("pods.yaml", PODS), ("policy.yaml", POLICY)]);
+    assert!(ground.cluster.await_pod(&pod_name("shop/web"), LIMIT));
+    ground.attach("shop/web", 16, 1);
+    ground.attach("shop/client", 17, 2);
+    ground.attach("stranger", 18, 3);
+    let policies = ground.cluster.policies();
+    assert_eq!((policies[0].pods, policies[0].pods_here), (1, 1));
+    let accepted = |from: &str, to: &str| ground.cluster.trace(from, to).unwrap().accepted;
+    assert!(accepted("shop/client", "shop/web:8080/tcp"));
+    assert!(!accepted("shop/client", "shop/web:8081/tcp"));
+    // A pod that no manifest describes has no labels; its address says who it is as well as its name.
+    assert!(!accepted("default/stranger", "shop/web:8080/tcp"));
+    assert!(!accepted("10.0.0.3", "shop/web:8080/tcp"));
+    assert!(accepted("10.0.0.2", "shop/web:8080/tcp"));
+    let of = ground.cluster.policies_of("shop/web").unwrap();
+    assert!(of.directions[0].isolated && !of.directions[1].isolated);
+    assert!(ground.cluster.policies_of("shop/nobody").is_err());
+}
