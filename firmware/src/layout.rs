@@ -26,8 +26,8 @@ pub const ABORT_STACK_TOP: u64 = 0x21_5000;
 pub const TEXT: u64 = 0x22_0000;
 pub const RODATA: u64 = 0x40_0000;
 pub const DATA: u64 = 0x48_0000;
-pub const DATA_END: u64 = 0x5c_0000;
-pub const STACK_BOTTOM: u64 = 0x5c_1000;
+pub const DATA_END: u64 = 0x4c_0000;
+pub const STACK_BOTTOM: u64 = 0x4c_1000;
 pub const STACK_TOP: u64 = 0x5f_f000;
 /// All RAM from here up is packet memory and tables.
 pub const RAM: u64 = 0x60_0000;

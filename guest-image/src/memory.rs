@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn pieces_do_not_overlap_and_the_rest_is_all_that_is_left() {
-        let mut memory = memory(10);
+        let ring_pages = size_of::<Ring>() / BUFFER;
+        let mut memory = memory(ring_pages + 8);
         let ring = memory.ring().unwrap();
         let buffers = memory.pages(3).unwrap();
         buffers.fill(Page([0xff; BUFFER]));
@@ -86,15 +87,16 @@ mod tests {
         assert!(rest.iter().all(|byte| *byte == 0));
         let areas = ring.areas();
         assert_eq!(
-            (areas.descriptors as usize + 2 * BUFFER),
+            (areas.descriptors as usize + ring_pages * BUFFER),
             buffers.as_ptr() as usize
         );
     }
 
     #[test]
     fn what_is_not_there_is_not_given() {
-        let mut memory = memory(2);
-        assert!(memory.pages(3).is_none());
+        let ring_pages = size_of::<Ring>() / BUFFER;
+        let mut memory = memory(ring_pages);
+        assert!(memory.pages(ring_pages + 1).is_none());
         assert!(memory.pages(usize::MAX).is_none());
         assert!(memory.ring().is_some());
         assert!(memory.pages(1).is_none());

@@ -246,7 +246,7 @@ mod tests {
             "never what is not offered"
         );
         let size = transport.queue_size(1).unwrap();
-        assert_eq!(size, 256);
+        assert_eq!(usize::from(size), QUEUE_SIZE);
         let areas = Areas {
             descriptors: 0x1_2345_6000,
             available: 0x7000,
@@ -301,7 +301,13 @@ mod tests {
 
     #[test]
     fn a_ring_is_the_largest_power_of_two_both_can() {
-        for (largest, size) in [(1, 1), (2, 2), (100, 64), (256, 256), (1024, 256)] {
+        for (largest, size) in [
+            (1, 1),
+            (2, 2),
+            (100, 64),
+            (256, 256),
+            (1024, QUEUE_SIZE as u16),
+        ] {
             let fake = Fake {
                 largest,
                 ..Fake::new(F_VERSION_1)

@@ -11,8 +11,9 @@
 
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-/// Most descriptors of a queue. 256 pages of 4 KiB stay in a second-level cache.
-pub const QUEUE_SIZE: usize = 256;
+/// Most descriptors of a queue: 30 frames of 64 KiB, so that a sleeping guest is woken half as often under bulk as with 256.
+/// Twice as many would win nothing more: their pages no longer stay in any near cache.
+pub const QUEUE_SIZE: usize = 512;
 
 /// How often arming follows a device that goes on completing.
 const ARM_ATTEMPTS: u32 = 8;
