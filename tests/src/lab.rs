@@ -193,6 +193,11 @@ impl Lab {
         self.directory.join("run")
     }
 
+    /// The manifests of a lab that follows any.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.join("manifests")
+    }
+
     fn config_path(&self) -> PathBuf {
         self.directory.join("node.json")
     }

@@ -6,6 +6,7 @@
 //! * [`mod@need`]: what a test needs of the machine; absent needs are a skip that the summary shows.
 //! * [`netns`], [`command`]: namespaces and child processes that end with their owner.
 //! * [`lab`]: a node with pods; [`claims`]: what it must show.
+//! * [`policy`]: a node that follows manifests, and what it must show.
 //! * [`cni`]: a node that a runtime adds pods to, called as a runtime calls it.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
 //! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
@@ -23,6 +24,7 @@ pub mod lab;
 pub mod load;
 pub mod need;
 pub mod netns;
+pub mod policy;
 pub mod qemu;
 pub mod run;
 pub mod signals;

@@ -67,6 +67,11 @@ pub fn run(example: &Path) -> Result<()> {
     config["run_dir"] = directory.join("run").to_string_lossy().into();
     config["image"] = image().to_string_lossy().into();
     config["vmm"] = program("sluice-vmm").to_string_lossy().into();
+    if let Some(manifests) = config["source"]["directory"].as_str() {
+        // In an example's file it is meant beside that file.
+        let manifests = std::fs::canonicalize(example.join(manifests))?;
+        config["source"]["directory"] = manifests.to_string_lossy().into();
+    }
     let own = directory.join("node.json");
     std::fs::write(&own, serde_json::to_vec_pretty(&config)?)?;
     let mut node = std::process::Command::new("ip");

@@ -131,7 +131,7 @@ impl Cluster {
             let count = report.errors;
             let first = report.findings.iter().find(|it| it.contains("error: "));
             problems.push(format!(
-                "{count} objects are not used as written: {}",
+                "{count} errors in manifests; what they are about stays as it was: {}",
                 first.map_or("", String::as_str)
             ));
         }

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
-use sluice_tests::{bench, claims, signals};
+use sluice_tests::{bench, claims, policy, signals};
 use std::path::PathBuf;
 
 /// Nodes and pods in network namespaces: shown, measured, and gone without a trace
@@ -105,6 +105,16 @@ fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
         }
     }
     signals::go_on()?;
+    println!("one node that follows manifests:");
+    let plan = Plan {
+        isolation: isolation.to_owned(),
+        ..Plan::default()
+    };
+    match policy::start(&plan) {
+        Ok(lab) => claims_of_policy(&mut list, &lab),
+        Err(error) => list.line("the node starts", Err(error)),
+    }
+    signals::go_on()?;
     let left = Snapshot::take()?.added_since(&before, None);
     list.line(
         "nothing is left behind",
@@ -153,4 +163,19 @@ fn claims_of(list: &mut Checklist, lab: &mut Lab, pings: u32) {
     list.line("idle costs nothing", claims::idle_is_cheap(lab, 0.02));
     list.line("the image is small", claims::image_is_small());
     list.line("the VMM is small", claims::vmm_is_small(lab));
+}
+
+fn claims_of_policy(list: &mut Checklist, lab: &Lab) {
+    list.line(
+        "a policy file decides who may connect",
+        policy::policy_file_decides(lab),
+    );
+    list.line(
+        "a Service's address leads to its pod",
+        policy::service_leads_to_its_pod(lab),
+    );
+    list.line(
+        "a typo is reported and changes nothing",
+        policy::typo_changes_nothing(lab),
+    );
 }

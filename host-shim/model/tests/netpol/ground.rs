@@ -23,7 +23,11 @@ pub(crate) const PROTOCOLS: [(&str, Protocol); 3] = [
 
 /// The nine pods. Each serves 80 and 81 in each protocol, under names such as `serve-81-udp`.
 pub(crate) fn world() -> World {
-    let mut world = World::default();
+    let outside = ["192.0.2.7", "10.0.1.77", "172.16.0.1"];
+    let mut world = World {
+        outside: outside.map(|it| it.parse().unwrap()).to_vec(),
+        ..World::default()
+    };
     for (n, namespace) in ["x", "y", "z"].into_iter().enumerate() {
         let labels = json!({"ns": namespace, "kubernetes.io/metadata.name": namespace});
         world.namespaces.push((namespace.into(), labels));
@@ -199,8 +203,7 @@ pub(crate) fn guest_allows(
 
 /// All ends: the pods, an address outside, a node.
 pub(crate) fn ends(world: &World) -> Vec<End<'_>> {
-    let outside =
-        ["192.0.2.7", "10.0.1.77", "172.16.0.1"].map(|it| End::Outside(it.parse().unwrap()));
+    let outside = world.outside.iter().copied().map(End::Outside);
     world.pods.iter().map(End::Pod).chain(outside).collect()
 }
 

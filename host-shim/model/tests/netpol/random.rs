@@ -1,5 +1,7 @@
 //! Random policies of every shape the API has, made from a script of bytes: zeros make the simplest ones, so proptest
-//! shrinks towards those.
+//! shrinks towards those. Some of these worlds are IPv6.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Map, Value, json};
 
@@ -259,5 +261,53 @@ impl<'a> Script<'a> {
         if self.pick(4) == 3 {
             world.namespaces[self.pick(3)].1["ns"] = json!("x");
         }
+        if self.pick(3) == 2 {
+            to_ipv6(world, [80, 50, 20, 0][self.pick(4)]);
+        }
+    }
+}
+
+/// Moves a world from IPv4 to IPv6: addresses keep their bits, at bit `shift` of fd00::.
+fn to_ipv6(world: &mut World, shift: u32) {
+    let translate = |text: &str| -> Option<String> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, length.parse::<u32>().ok()?),
+            None => (text, 32),
+        };
+        let bits = u128::from(address.parse::<Ipv4Addr>().ok()?.to_bits());
+        let six = Ipv6Addr::from_bits(0xfd00 << 112 | bits << shift);
+        Some(match (text.contains('/'), length) {
+            (false, _) => six.to_string(),
+            (true, 0) => "::/0".into(),
+            (true, length) => format!("{six}/{}", 96 - shift + length),
+        })
+    };
+    for value in world
+        .policies
+        .iter_mut()
+        .chain(&mut world.cluster_policies)
+        .chain(&mut world.nodes)
+    {
+        each_text(value, &translate);
+    }
+    for pod in &mut world.pods {
+        pod.ip = translate(&pod.ip.to_string()).unwrap().parse().unwrap();
+        pod.manifest["status"]["podIP"] = json!(pod.ip.to_string());
+    }
+    for address in &mut world.outside {
+        *address = translate(&address.to_string()).unwrap().parse().unwrap();
+    }
+}
+
+fn each_text(value: &mut Value, translate: &impl Fn(&str) -> Option<String>) {
+    match value {
+        Value::String(text) => {
+            if let Some(other) = translate(text) {
+                *text = other;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|it| each_text(it, translate)),
+        Value::Object(fields) => fields.values_mut().for_each(|it| each_text(it, translate)),
+        _ => {}
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct World {
     pub(crate) pods: Vec<Pod>,
     pub(crate) policies: Vec<Value>,
     pub(crate) cluster_policies: Vec<Value>,
+    /// Addresses that are asked about beside the pods'.
+    pub(crate) outside: Vec<IpAddr>,
 }
 
 /// The connection that is asked about.
