@@ -12,7 +12,7 @@
 use sluice_appliance::testing::node::{self, V4, V6, service};
 use sluice_appliance::testing::{Originated, pod_row};
 use sluice_appliance::time::Duration;
-use sluice_appliance::{Arena, Capacity, Frame, Instant, Offload, Pipeline, Verdict};
+use sluice_appliance::{Arena, Capacity, Flow, Frame, Instant, Offload, Pipeline, Verdict};
 use sluice_contract::service::{
     AddressRole, BackendRow, ConnectionsRow, FrontendKind, FrontendRow, PortId, PortRow,
     ServiceRow, SetId, SetRow,
@@ -327,6 +327,42 @@ fn out_of_the_cluster(random: &mut Random) {
     }
 }
 
+/// Row Z-11: what flows cost that were chosen, with the secret known, to lie in 1/4096 of the buckets: far more than those
+/// hold, so that all the rest lie in their second ones.
+fn adversary(random: &mut Random) {
+    const FLOWS: usize = 3_000;
+    let mut medians = [0.0; 2];
+    for (chosen, name) in [(false, "any"), (true, "chosen")] {
+        let mut rig = Rig::new();
+        let all = (0u32..1 << 24).map(|n| {
+            let [_, a, b, c] = n.to_be_bytes();
+            (IpAddr::from([203, a, b, 1]), 1024 + u16::from(c))
+        });
+        let pod: IpAddr = V4.pods[1].parse().unwrap();
+        let ct = rig.pipeline.conntrack();
+        let flows: Vec<Packet> = all
+            .filter(|(from, port)| {
+                let flow = Flow::new((*from).into(), pod.into(), 17, *port, 53);
+                !chosen || ct.hash(&flow).get() >> 52 == 7
+            })
+            .take(FLOWS)
+            .map(|(from, port)| {
+                let builder = node::packet(1, &from.to_string(), V4.pods[1]).udp(port, 53);
+                let bytes = builder.payload(&[1; 18]).build();
+                Packet { link: 1, bytes }
+            })
+            .collect();
+        report(&format!("new connection, {name} flows"), rig.send(&flows));
+        let hits = shuffled(&flows, 1 << 19, random);
+        let median = report(&format!("hit, {FLOWS} {name} flows"), rig.send(hits));
+        medians[usize::from(chosen)] = median;
+    }
+    println!(
+        "chosen flows cost {:.2} times as much",
+        medians[1] / medians[0]
+    );
+}
+
 /// A part of the benchmark.
 type Part = fn(&mut Random);
 
@@ -344,10 +380,11 @@ fn main() {
         "one core, 60 B frames, batches of 64", "a packet", ""
     );
     let mut random = Random(0x1234_5678_9abc_def1);
-    let parts: [(&str, Part); 3] = [
+    let parts: [(&str, Part); 4] = [
         ("hits", hits_and_misses),
         ("services", by_services),
         ("outside", out_of_the_cluster),
+        ("adversary", adversary),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {

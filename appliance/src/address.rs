@@ -29,6 +29,14 @@ impl Address {
     /// `::`, which is also what an empty table row holds.
     pub const UNSPECIFIED: Self = Self([0; 16]);
 
+    /// The unspecified address of a family.
+    pub const fn any(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::v4([0; 4]),
+            Family::V6 => Self::UNSPECIFIED,
+        }
+    }
+
     /// An IPv4 address in its mapped form.
     #[inline]
     pub const fn v4(octets: [u8; 4]) -> Self {

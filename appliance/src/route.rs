@@ -28,7 +28,19 @@ pub struct NextHop {
 /// # Errors
 /// [`DropReason::NoRoute`].
 pub fn path(tables: &Tables<'_>, destination: Address) -> Result<Path, DropReason> {
-    match tables.place(destination) {
+    path_at(tables, destination, tables.place(destination))
+}
+
+/// The same, where it is known already at what place the destination is.
+///
+/// # Errors
+/// [`DropReason::NoRoute`].
+pub fn path_at(
+    tables: &Tables<'_>,
+    destination: Address,
+    place: Place,
+) -> Result<Path, DropReason> {
+    match place {
         Place::Link(link) => return Ok(Path::to(link)),
         Place::Node { .. } => return Ok(Path::to(LinkId::HOST)),
         Place::Cluster | Place::External => return Err(DropReason::NoRoute),

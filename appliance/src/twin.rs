@@ -213,6 +213,30 @@ impl<'m, R: Keyed> Twin<'m, R> {
         }
     }
 
+    /// Where a lookup of that key begins: for [`Self::touch`] and [`Self::find_from`].
+    #[inline]
+    pub(crate) fn start(&self, key: R::Key) -> usize {
+        R::hash(&key, &self.hasher) as usize & (self.live.len() - 1)
+    }
+
+    /// Reads from where a lookup begins, so that its memory is on its way; of a loop of these all at once. What is returned
+    /// means nothing and keeps the compiler from leaving it out.
+    #[inline]
+    pub(crate) fn touch(&self, start: usize) -> u8 {
+        let row = self.live.get(start);
+        row.and_then(|row| row.as_bytes().first().copied())
+            .unwrap_or(0)
+    }
+
+    /// The same as [`Self::find`], where the start is known.
+    #[inline]
+    pub(crate) fn find_from(&self, start: usize, key: R::Key) -> Option<&R> {
+        match probe(self.live, start, key) {
+            Probe::Found(index) => self.live.get(index),
+            Probe::Empty(_) | Probe::Nowhere => None,
+        }
+    }
+
     /// The row of that key in the shadow.
     pub fn find_shadow(&self, key: R::Key) -> Option<&R> {
         match self.probe_shadow(key) {

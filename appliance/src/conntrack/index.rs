@@ -131,11 +131,12 @@ pub(crate) fn find(
 
 impl Bucket {
     /// The slot that probably is the one of `tag`, or any slot: for touching it ahead of time. Without a branch, because
-    /// one that is guessed wrong would make all the others wait.
+    /// one that is guessed wrong would make all the others wait. And whether there certainly is none.
     #[inline]
-    pub(crate) fn guess(&self, tag: u8) -> u32 {
-        let place = self.candidates(tag).trailing_zeros() as usize;
-        unpack(self.slots[place.min(WAYS - 1)])
+    pub(crate) fn guess(&self, tag: u8) -> (u32, bool) {
+        let candidates = self.candidates(tag);
+        let place = candidates.trailing_zeros() as usize;
+        (unpack(self.slots[place.min(WAYS - 1)]), candidates == 0)
     }
 
     /// Whether a lookup of `tag` that begins here goes on in the other bucket, as far as tags tell.

@@ -9,19 +9,33 @@ use crate::flow::FlowHash;
 const TOUCHED: usize = 64;
 
 impl Conntrack<'_> {
-    /// Brings what lookups of these hashes will read into the cache, all at once. For batches; changes nothing.
+    /// Brings what lookups of these hashes will read into the cache, all at once. For batches; changes nothing. Yields which of
+    /// the first 64 are certainly not in the table, a bit for each.
     #[inline]
-    pub fn touch(&self, hashes: &[FlowHash]) {
-        for batch in hashes.chunks(TOUCHED) {
-            core::hint::black_box(self.touch_batch(batch));
+    pub fn touch(&self, hashes: &[FlowHash]) -> u64 {
+        let mut batches = hashes.chunks(TOUCHED);
+        let (sum, unknown) = batches.next().map_or((0, 0), |b| self.touch_batch(b));
+        core::hint::black_box(sum);
+        for batch in batches {
+            core::hint::black_box(self.touch_batch(batch).0);
         }
+        unknown
+    }
+
+    /// The same for hashes of which only the buckets will be read: those of answers that nobody has asked for yet.
+    #[inline]
+    pub(crate) fn touch_buckets(&self, hashes: &[FlowHash]) {
+        let buckets = &*self.region.buckets;
+        let first =
+            |hash: &FlowHash| buckets[index::Places::of(*hash, buckets.len()).first].displaced;
+        core::hint::black_box(hashes.iter().fold(0, |sum, hash| sum ^ first(hash)));
     }
 
     /// The loops that load are as short as can be: the shorter, the more loads are under way at once (measured: half the
     /// time of doing all for one hash after the other). What is loaded is folded into a number, so that nothing waits for it
     /// and the compiler keeps it.
     #[inline]
-    fn touch_batch(&self, hashes: &[FlowHash]) -> u32 {
+    fn touch_batch(&self, hashes: &[FlowHash]) -> (u32, u64) {
         let (buckets, rows, details) = (
             &*self.region.buckets,
             &*self.region.rows,
@@ -44,8 +58,11 @@ impl Conntrack<'_> {
         }
         let last = self.region.header.capacity - 1;
         let mut slots = [0; TOUCHED];
-        for ((slot, at), hash) in slots.iter_mut().zip(at).zip(hashes) {
-            *slot = buckets[at].guess(places(hash).tag).min(last) as usize;
+        let mut unknown = 0;
+        for (n, ((slot, at), hash)) in slots.iter_mut().zip(at).zip(hashes).enumerate() {
+            let (guess, absent) = buckets[at].guess(places(hash).tag);
+            *slot = guess.min(last) as usize;
+            unknown |= u64::from(absent) << n;
         }
         for slot in slots.iter().take(hashes.len()) {
             sum ^= rows[*slot].seen;
@@ -58,6 +75,6 @@ impl Conntrack<'_> {
             let extension = unpack(rows[*slot].extension).min(last);
             sum ^= rows[extension as usize].seen;
         }
-        sum
+        (sum, unknown)
     }
 }

@@ -11,10 +11,12 @@ use crate::fragments::{Fate, Piece, Released, is_piece};
 use crate::frame::Frame;
 use crate::observe::{Observer, Silent, Step};
 use crate::parse::{self, Content, Fragment, Packet};
+use crate::service;
 use crate::stats::Stats;
 use crate::tables::Tables;
 use crate::time::Instant;
 use crate::verdict::{Originate, Verdict};
+use heapless::Vec;
 use sluice_contract::{DropReason, LinkId};
 
 /// Frames that are parsed together: enough to hide a cache miss, few enough for their headers to stay in the first cache.
@@ -66,17 +68,46 @@ impl<'m> Core<'_, 'm> {
             .map(|frame| frame.bytes().first().copied().unwrap_or(0));
         core::hint::black_box(first.fold(0u8, |sum, byte| sum ^ byte));
         let mut hashes = [FlowHash(0); BATCH];
+        let mut whose = [0; BATCH];
         let mut count = 0;
-        for (frame, ready) in frames.iter_mut().zip(ready) {
+        for (n, (frame, ready)) in frames.iter_mut().zip(ready.iter_mut()).enumerate() {
             self.prepare(frame, ready);
-            if let (Ok(Content::Ip), Some(slot)) = (ready.content, hashes.get_mut(count)) {
+            if let (Ok(Content::Ip), Some(slot), Some(who)) =
+                (ready.content, hashes.get_mut(count), whose.get_mut(count))
+            {
                 *slot = ready.hash;
+                *who = n;
                 count += 1;
             }
         }
-        self.state
+        let unknown = self
+            .state
             .conntrack
             .touch(hashes.get(..count).unwrap_or_default());
+        if unknown != 0 {
+            self.look_further(ready, &whose, unknown);
+        }
+    }
+
+    /// Has the memory on its way that new connections will ask for: `unknown` has a bit for each of those at `whose`.
+    fn look_further(&self, ready: &[Ready; BATCH], whose: &[usize; BATCH], unknown: u64) {
+        let mut flows: Vec<&Flow, BATCH> = Vec::new();
+        for (n, at) in whose.iter().enumerate() {
+            let is_new = unknown >> n & 1 == 1;
+            if let Some(ready) = ready
+                .get(*at)
+                .filter(|ready| is_new && ready.origin.is_none())
+            {
+                // There are no more than frames.
+                let _ = flows.push(&ready.flow);
+            }
+        }
+        let mut hashes: Vec<FlowHash, BATCH> = Vec::new();
+        for (flow, address, port) in service::touch(self.tables, &flows) {
+            let reply = flow.with_destination(address, port);
+            let _ = hashes.push(self.state.conntrack.hash(&reply));
+        }
+        self.state.conntrack.touch_buckets(&hashes);
     }
 
     #[inline]

@@ -192,7 +192,7 @@ impl<O: Observer> Stages<'_, '_, O> {
                 self.tables.place(choice.address),
             ),
         };
-        let path = route::path(self.tables, to_backend.destination())?;
+        let path = route::path_at(self.tables, to_backend.destination(), place)?;
         let tunnelled = self.origin.map(|origin| origin.peer);
         let back = self.path_back(ingress, flow.source(), tunnelled)?;
         let rule = self.policy(ingress, &to_backend, place)?;
@@ -206,7 +206,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         new.attached = Attached {
             stamp: Stamp {
                 originator: self.incarnation(ingress),
-                responder: self.incarnation_at(to_backend.destination()),
+                responder: self.incarnation_of(place),
                 policy: self.tables.epoch,
             },
             words: memo.pack(),

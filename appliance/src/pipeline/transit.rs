@@ -268,8 +268,13 @@ impl<O: Observer> Stages<'_, '_, O> {
     }
 
     /// The same of the link that owns an address; 0 for an address that is behind none.
-    pub(super) fn incarnation_at(&self, address: Address) -> u32 {
-        match self.tables.place(address) {
+    fn incarnation_at(&self, address: Address) -> u32 {
+        self.incarnation_of(self.tables.place(address))
+    }
+
+    /// The same of what is at a place.
+    pub(super) fn incarnation_of(&self, place: Place) -> u32 {
+        match place {
             Place::Link(link) => self.incarnation(link),
             _ => 0,
         }

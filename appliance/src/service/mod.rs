@@ -14,9 +14,11 @@
 pub mod affinity;
 mod apply;
 pub mod tables;
+mod touch;
 
 pub use affinity::Affinities;
 pub use tables::{Frontend, Limits, Port, Services};
+pub(crate) use touch::touch;
 
 use crate::address::{Address, Family};
 use crate::flow::Flow;
@@ -99,10 +101,7 @@ pub fn frontend<'t>(
         return Ok(exact);
     }
     if let Place::Node { ports: true } = place {
-        let any = match flow.destination().family() {
-            Family::V4 => Address::v4([0; 4]),
-            Family::V6 => Address::UNSPECIFIED,
-        };
+        let any = Address::any(flow.destination().family());
         return services
             .frontend(any, protocol, port)
             .ok_or(NoChoice::NotAService);
@@ -217,24 +216,45 @@ fn backend(
         return Some((address, port));
     }
     let row = services.sets.find(set.0)?;
-    if row.count == 0 {
-        return None;
-    }
-    let index = if row.slots == 0 {
-        spread(flow_hash(&services.hasher, question.flow), row.count)
-    } else {
-        let seed = tables
-            .nat()
-            .map_or(NatRow::default().maglev_seed, |nat| nat.row.maglev_seed);
-        let common = crate::hash::Hasher::new(seed);
-        let slot = usize::from(spread(flow_hash(&common, question.flow), row.slots));
-        let chunk = u16::try_from(slot / limits::SLOT_CHUNK).ok()?;
-        let chunk = services.chunks.find((set.0, chunk))?;
-        // A set that shrank may have slots of its former size until they are sent again.
-        chunk.slot(slot % limits::SLOT_CHUNK)? % row.count
+    let index = match place_in(tables, row, question.flow)? {
+        Spread::Backend(index) => index,
+        Spread::Slot { chunk, slot } => {
+            let chunk = services.chunks.find((set.0, chunk))?;
+            // A set that shrank may have slots of its former size until they are sent again.
+            chunk.slot(slot)? % row.count
+        }
     };
     let backend = services.backends.find((set.0, index))?;
     Some((backend.address, backend.port))
+}
+
+/// Where in its set a flow's backend is found.
+enum Spread {
+    Backend(u16),
+    /// In this piece of its Maglev table.
+    Slot {
+        chunk: u16,
+        slot: usize,
+    },
+}
+
+#[inline]
+fn place_in(tables: &Tables<'_>, set: &tables::Set, flow: &Flow) -> Option<Spread> {
+    if set.count == 0 {
+        return None;
+    }
+    if set.slots == 0 {
+        let hash = flow_hash(&tables.services().hasher, flow);
+        return Some(Spread::Backend(spread(hash, set.count)));
+    }
+    let nat = tables.nat();
+    let seed = nat.map_or(NatRow::default().maglev_seed, |nat| nat.row.maglev_seed);
+    let common = crate::hash::Hasher::new(seed);
+    let slot = usize::from(spread(flow_hash(&common, flow), set.slots));
+    Some(Spread::Slot {
+        chunk: u16::try_from(slot / limits::SLOT_CHUNK).ok()?,
+        slot: slot % limits::SLOT_CHUNK,
+    })
 }
 
 /// The flow's hash in this direction only, so that the table's and this one are not the same number.

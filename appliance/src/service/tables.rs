@@ -3,7 +3,9 @@
 
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
+use crate::flow::Flow;
 use crate::hash::Hasher;
+use crate::tables::Place;
 use crate::twin::{Keyed, Slot, Twin};
 use sluice_contract::service::{FrontendKind, PortId, SetId};
 use sluice_contract::{Prefix, Protocol, limits};
@@ -63,6 +65,24 @@ pub struct Frontend {
     /// One more than the kind; 0: empty.
     kind: u8,
     service: u32,
+}
+
+impl FrontendKey {
+    /// Where a flow to that place most probably finds its Service, if it can have one.
+    #[inline]
+    pub(super) fn of(flow: &Flow, place: Place) -> Option<Self> {
+        Protocol::from_number(flow.protocol())?;
+        let address = match place {
+            Place::Cluster | Place::External => flow.destination(),
+            Place::Node { ports: true } => Address::any(flow.destination().family()),
+            _ => return None,
+        };
+        Some(Self {
+            address,
+            port: flow.destination_port(),
+            protocol: flow.protocol(),
+        })
+    }
 }
 
 impl Frontend {
@@ -204,7 +224,7 @@ impl Keyed for Port {
 
     #[inline]
     fn hash(key: &u32, hasher: &Hasher) -> u64 {
-        hasher.hash([u64::from(*key)])
+        hasher.hash_id(u64::from(*key))
     }
 }
 
@@ -286,7 +306,7 @@ impl Keyed for Set {
 
     #[inline]
     fn hash(key: &u32, hasher: &Hasher) -> u64 {
-        hasher.hash([u64::from(*key) | 1 << 32])
+        hasher.hash_id(u64::from(*key) | 1 << 32)
     }
 }
 
@@ -327,7 +347,7 @@ impl Keyed for Backend {
 
     #[inline]
     fn hash(key: &(u32, u16), hasher: &Hasher) -> u64 {
-        hasher.hash([u64::from(key.0) << 16 | u64::from(key.1)])
+        hasher.hash_id(u64::from(key.0) << 16 | u64::from(key.1))
     }
 }
 
@@ -412,7 +432,7 @@ impl Keyed for Chunk {
 
     #[inline]
     fn hash(key: &(u32, u16), hasher: &Hasher) -> u64 {
-        hasher.hash([u64::from(key.0) << 16 | u64::from(key.1) | 1 << 48])
+        hasher.hash_id(u64::from(key.0) << 16 | u64::from(key.1) | 1 << 48)
     }
 }
 
