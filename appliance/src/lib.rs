@@ -25,6 +25,7 @@ extern crate std;
 pub mod address;
 pub mod apply;
 pub mod arena;
+pub mod bandwidth;
 pub mod classify;
 pub mod connection;
 pub mod conntrack;

@@ -2,6 +2,7 @@
 
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
+use crate::bandwidth::{Direction, Limit};
 use crate::hash::Hasher;
 use crate::overlay::{self, Overlay};
 use crate::policy::{self, Policy};
@@ -190,9 +191,12 @@ pub struct Link {
     pub incarnation: u32,
     present: u8,
     count: u8,
-    pad: [u8; 14],
+    /// Whether there is a limit at all.
+    limited: u8,
+    pad: [u8; 13],
     addresses: [Address; limits::LINK_ADDRESSES],
-    rest: [u8; 32],
+    /// To the pod and from it.
+    limits: [Limit; 2],
 }
 
 impl Slot for Link {}
@@ -213,10 +217,46 @@ impl Link {
             incarnation: row.incarnation,
             present: 1,
             count,
-            pad: [0; 14],
+            limited: 0,
+            pad: [0; 13],
             addresses,
-            rest: [0; 32],
+            limits: [Limit::default(); 2],
         }
+    }
+
+    /// The same with the limits of `other`.
+    #[must_use]
+    pub fn limited_as(self, other: &Self) -> Self {
+        Self {
+            limited: other.limited,
+            limits: other.limits,
+            ..self
+        }
+    }
+
+    /// The same with limits to the pod and from it.
+    #[must_use]
+    pub fn with_limits(self, ingress: Limit, egress: Limit) -> Self {
+        Self {
+            limited: u8::from(!(ingress.is_none() && egress.is_none())),
+            limits: [ingress, egress],
+            ..self
+        }
+    }
+
+    /// How much it may carry in a direction; `None`: whatever comes.
+    #[inline]
+    pub fn limit(&self, direction: Direction) -> Option<&Limit> {
+        if self.limited == 0 {
+            return None;
+        }
+        let limit = self.limits.get(direction as usize)?;
+        (!limit.is_none()).then_some(limit)
+    }
+
+    /// Whether there is a limit in any direction.
+    pub const fn is_limited(&self) -> bool {
+        self.limited != 0
     }
 
     pub const fn is_present(&self) -> bool {

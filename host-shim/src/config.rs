@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sluice_cni::capability::PortMapping;
+use sluice_cni::capability::{Bandwidth, PortMapping};
 use sluice_contract::limits;
 
 use crate::cluster::config::{PolicyConfig, SourceConfig};
@@ -85,6 +85,13 @@ pub struct PodConfig {
     /// Ports of the node that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,
+    /// How much it may send and be sent.
+    #[serde(default, skip_serializing_if = "is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+fn is_unlimited(bandwidth: &Bandwidth) -> bool {
+    *bandwidth == Bandwidth::default()
 }
 
 fn eth0() -> String {

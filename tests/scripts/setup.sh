@@ -13,6 +13,15 @@ wanted=(
   tshark:tshark
   ethtool:ethtool
   cc:gcc
+  iptables:iptables
+  nsenter:util-linux
+  containerd:containerd
+  runc:runc
+  podman:podman
+  conmon:conmon
+  /usr/lib/cni/bridge:containernetworking-plugins
+  ovs-vswitchd:openvswitch-switch
+  tshark:tshark
 )
 
 missing=()

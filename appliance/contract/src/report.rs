@@ -139,6 +139,10 @@ drop_reasons! {
     NotServed = 50, "not_served";
     /// A router's word on the path to another node; it was noted and is for nobody else.
     PathMtu = 51, "path_mtu";
+    /// More than its link may carry from the pod.
+    BandwidthEgress = 52, "bandwidth_egress";
+    /// More than its link may carry to the pod.
+    BandwidthIngress = 53, "bandwidth_ingress";
 }
 
 /// What a counter counts.
@@ -210,6 +214,7 @@ pub enum Field {
     Protocol,
     Peer,
     NextHop,
+    Rate,
 }
 
 /// What is wrong with it.

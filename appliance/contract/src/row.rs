@@ -18,6 +18,7 @@ pub enum Row {
     Service(ServiceRow),
     Route(RouteRow),
     Overlay(OverlayRow),
+    Bandwidth(BandwidthRow),
 }
 
 /// What names a row. Removal is explicit, by key.
@@ -29,6 +30,7 @@ pub enum Key {
     Service(ServiceKey),
     Route(Prefix),
     Overlay(OverlayKey),
+    Bandwidth(LinkId),
 }
 
 impl Row {
@@ -41,6 +43,7 @@ impl Row {
             Self::Service(service) => Key::Service(service.key()),
             Self::Route(route) => Key::Route(route.prefix),
             Self::Overlay(row) => Key::Overlay(row.key()),
+            Self::Bandwidth(row) => Key::Bandwidth(row.link),
         }
     }
 }
@@ -82,6 +85,23 @@ pub struct LinkRow {
     /// Which incarnation of the pod this is: grows when an id is used again, so that state of the former pod is never
     /// taken for the new one's.
     pub incarnation: u32,
+}
+
+/// How much a pod may send and be sent; each direction by itself, as the pod sees it. It may come before its link and stay
+/// after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BandwidthRow {
+    pub link: LinkId,
+    pub ingress: Option<Rate>,
+    pub egress: Option<Rate>,
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    pub bits_per_second: u64,
+    /// Bytes that may go at once.
+    pub burst: u32,
 }
 
 /// Where packets go that no link owns; of several that match the longest.

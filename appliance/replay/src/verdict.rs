@@ -429,6 +429,7 @@ pub const fn stage(reason: DropReason) -> &'static str {
         | R::SvcBackendGone => "service",
         R::PolicyEgress | R::PolicyIngress => "policy",
         R::NatExhausted | R::NatNoAddress => "nat",
+        R::BandwidthEgress | R::BandwidthIngress => "bandwidth",
         R::TtlExpired | R::NoRoute | R::TooBig | R::TxFull | R::NoNeighbor => "route",
     }
 }

@@ -2,12 +2,13 @@
 
 use super::Fault;
 use crate::address::{Address, Family};
+use crate::bandwidth::Limit;
 use crate::policy::Refusal;
 use crate::tables::{Known, Link, Nat, Node, Range, Tables, Via};
 use crate::twin::{Full, Slot};
 use heapless::Vec;
 use sluice_contract::report::{Field, RejectReason};
-use sluice_contract::row::{LinkRow, NodeRow, RouteRow};
+use sluice_contract::row::{BandwidthRow, LinkRow, NodeRow, RouteRow};
 use sluice_contract::service::{
     AddressRole, AddressRow, ConnectionsRow, NatRow, PrefixRow, ServiceKey, ServiceRow,
 };
@@ -36,6 +37,7 @@ impl Tables<'_> {
             Row::Route(row) => self.put_route(row),
             Row::Service(row) => self.put_service(row),
             Row::Overlay(row) => self.overlay.put(row),
+            Row::Bandwidth(row) => self.put_bandwidth(row),
         }
     }
 
@@ -74,6 +76,7 @@ impl Tables<'_> {
             Key::Route(prefix) => remove_range(&mut self.routes.shadow, prefix),
             Key::Service(key) => self.remove_service(key),
             Key::Overlay(key) => self.overlay.remove(key),
+            Key::Bandwidth(link) => self.remove_bandwidth(link),
         }
     }
 
@@ -202,13 +205,50 @@ impl Tables<'_> {
         for address in row.addresses.iter().map(|address| Address::from(*address)) {
             self.check_address(row.id, address)?;
         }
+        let before = self.link_slot(row.id);
         self.remove_link_rows(row.id);
         for address in &row.addresses {
             self.know((*address).into(), |known| known.with_link(Some(row.id)))
                 .map_err(|full| (Field::Addresses, RejectReason::Full(full.capacity)))?;
         }
-        self.links.write(row.id.index(), Link::new(row));
+        // Its limits are rows of their own, and stay.
+        self.links
+            .write(row.id.index(), Link::new(row).limited_as(&before));
         Ok(())
+    }
+
+    fn put_bandwidth(&mut self, row: &BandwidthRow) -> Result<(), Fault> {
+        let rates = || [row.ingress, row.egress].into_iter().flatten();
+        if rates().any(|rate| rate.bits_per_second == 0 || rate.burst == 0) {
+            return Err((Field::Rate, INVALID));
+        }
+        if rates().next().is_none() {
+            return Err((Field::Whole, INVALID));
+        }
+        if !row.link.is_pod() {
+            return Err((Field::Link, INVALID));
+        }
+        let link = self.link_slot(row.link);
+        let limits = (Limit::new(row.ingress), Limit::new(row.egress));
+        self.links
+            .write(row.link.index(), link.with_limits(limits.0, limits.1));
+        Ok(())
+    }
+
+    fn remove_bandwidth(&mut self, id: LinkId) -> Result<(), Fault> {
+        let link = self.link_slot(id);
+        if !link.is_limited() {
+            return Err((Field::Whole, MISSING));
+        }
+        let none = Limit::default();
+        self.links.write(id.index(), link.with_limits(none, none));
+        Ok(())
+    }
+
+    /// Whatever is written down of a link, which need not be there.
+    fn link_slot(&self, id: LinkId) -> Link {
+        let link = self.links.shadow_at(id.index()).copied();
+        link.unwrap_or_else(Link::empty)
     }
 
     fn check_address(&self, link: LinkId, address: Address) -> Result<(), Fault> {
@@ -258,7 +298,7 @@ impl Tables<'_> {
             // Taking something away needs no room.
             let _ = self.know(address, |known| known.with_link(None));
         }
-        self.links.write(id.index(), Slot::empty());
+        self.links.write(id.index(), Link::empty().limited_as(&old));
         old.is_present()
     }
 

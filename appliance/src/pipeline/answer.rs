@@ -2,6 +2,7 @@
 
 use super::refusal::{Answer, Refusal};
 use super::transit::Stages;
+use crate::bandwidth::Direction as Bandwidth;
 use crate::classify::{self, Class};
 use crate::flow::{Flow, FlowHash};
 use crate::frame::Frame;
@@ -37,6 +38,9 @@ impl<O: Observer> Stages<'_, '_, O> {
         let ingress = frame.ingress;
         match classify::network_layer(self.tables, ingress, link, to, packet)? {
             Class::Transit => {
+                if link.is_limited() {
+                    self.spend(frame, (ingress, link), Bandwidth::Egress)?;
+                }
                 if ingress == LinkId::UPLINK && packet.is_icmp_error() {
                     self.listen_to_router(frame, packet)?;
                 }

@@ -2,7 +2,7 @@
 //! then its connection begins.
 
 use super::refusal::{Answer, Refusal};
-use super::transit::{Stages, fits};
+use super::transit::Stages;
 use crate::address::Family;
 use crate::connection::{Memo, Path, signal_of};
 use crate::conntrack::{Attached, CommitError, Invalid, NewConnection, Signal, Stamp};
@@ -169,7 +169,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         flow: &Flow,
     ) -> Result<Verdict, Refusal> {
         let hop = self.hop(Path::to(LinkId::HOST))?;
-        fits(frame, packet, &hop)?;
+        self.has_room(frame, packet, &hop)?;
         self.send(frame, packet, flow, flow, &hop)
     }
 
@@ -197,7 +197,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         let back = self.path_back(ingress, flow.source(), tunnelled)?;
         let rule = self.policy(ingress, &to_backend, place)?;
         let hop = self.hop(path)?;
-        fits(frame, packet, &hop)?;
+        self.has_room(frame, packet, &hop)?;
         let memo = Memo {
             service: choice.map(|choice| choice.service),
             paths: [path, back],

@@ -2,7 +2,7 @@
 //! (RFC 5508 §4). An error neither refreshes nor ends a connection (REQ-6), and one about nothing known is dropped.
 
 use super::refusal::Refusal;
-use super::transit::{Stages, fits};
+use super::transit::Stages;
 use crate::address::{Address, Family};
 use crate::connection::{Memo, flow_of};
 use crate::flow::Flow;
@@ -49,7 +49,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         let leaves = self.state.conntrack.outgoing(hit).ok_or(UNRELATED)?;
         let path = route::path(self.tables, leaves.destination())?;
         let hop = self.hop(path)?;
-        fits(frame, packet, &hop)?;
+        self.has_room(frame, packet, &hop)?;
         // The other end speaks for itself, a router in between keeps its own address.
         let source = if packet.source == quoted.destination() {
             leaves.source()

@@ -2,6 +2,7 @@
 //! spoken, and what routers said.
 
 use crate::arena::{Arena, OutOfMemory};
+use crate::bandwidth::Meters;
 use crate::conntrack::{Conntrack, Settings, State as ConnectionState};
 use crate::fragments::Fragments;
 use crate::hash::Hasher;
@@ -19,6 +20,7 @@ pub(super) struct State<'m> {
     pub(super) affinities: Affinities<'m>,
     pub(super) fragments: Fragments<'m>,
     pub(super) limiter: Limiter<'m>,
+    pub(super) meters: Meters<'m>,
     /// What routers said about the paths to other nodes.
     pub(super) learned: Learned<'m>,
     pub(super) hasher: Hasher,
@@ -49,6 +51,7 @@ impl<'m> State<'m> {
             affinities: Affinities::new(arena, capacity.services.affinities, hasher)?,
             fragments: Fragments::new(arena, capacity.fragments, hasher)?,
             limiter: Limiter::new(arena, hasher)?,
+            meters: Meters::new(arena)?,
             learned: Learned::new(arena, usize::from(capacity.overlay.peers))?,
             hasher,
         })

@@ -3,6 +3,7 @@
 use super::refusal::{Answer, Refusal};
 use super::state::State;
 use crate::address::Address;
+use crate::bandwidth::{Direction as Bandwidth, wire_bytes};
 use crate::connection::{Memo, Path, Way, signal_of};
 use crate::conntrack::{Attached, Hit, Signal, Track};
 use crate::decap;
@@ -93,7 +94,7 @@ impl<O: Observer> Stages<'_, '_, O> {
             return Err(DropReason::Spoof.into());
         }
         let hop = self.hop(memo.path(hit.direction))?;
-        fits(frame, packet, &hop)?;
+        self.has_room(frame, packet, &hop)?;
         if packet.fragment != Fragment::Later {
             let signal = signal_of(frame, packet).ok_or(DropReason::CtInvalid)?;
             match self.track(hit, &signal)? {
@@ -160,6 +161,48 @@ impl<O: Observer> Stages<'_, '_, O> {
             encap::send(frame, packet, self.tables.overlay(), exit, hop.source, told)?;
         }
         Ok(Verdict::Forward(hop.link))
+    }
+
+    /// Whether the packet fits the way out, in length and in bandwidth.
+    #[inline]
+    pub(super) fn has_room(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+        hop: &NextHop,
+    ) -> Result<(), Refusal> {
+        fits(frame, packet, hop)?;
+        let limited = self.tables.link(hop.link).filter(|link| link.is_limited());
+        match limited {
+            Some(link) => self.spend(frame, (hop.link, link), Bandwidth::Ingress),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the frame out of the bucket of a link's direction.
+    #[cold]
+    pub(super) fn spend(
+        &mut self,
+        frame: &Frame<'_>,
+        (id, link): (LinkId, &Link),
+        direction: Bandwidth,
+    ) -> Result<(), Refusal> {
+        let Some(limit) = link.limit(direction) else {
+            return Ok(());
+        };
+        let (whose, bytes) = ((id, link.incarnation), wire_bytes(frame));
+        let now = (self.now, O::DRY);
+        if self
+            .state
+            .meters
+            .allows(whose, direction, limit, bytes, now)
+        {
+            return Ok(());
+        }
+        Err(match direction {
+            Bandwidth::Egress => DropReason::BandwidthEgress.into(),
+            Bandwidth::Ingress => DropReason::BandwidthIngress.into(),
+        })
     }
 
     /// The way out of a path.
@@ -300,7 +343,7 @@ impl<O: Observer> Stages<'_, '_, O> {
 
 /// Whether the packet, or each of its segments, fits the way out.
 #[inline]
-pub(super) fn fits(frame: &Frame<'_>, packet: &Packet, hop: &NextHop) -> Result<(), Refusal> {
+fn fits(frame: &Frame<'_>, packet: &Packet, hop: &NextHop) -> Result<(), Refusal> {
     if route::wire_length(frame, packet) > usize::from(hop.mtu) {
         let answer = Answer::Error(Trouble::TooBig(hop.mtu));
         return Err(Refusal::told(DropReason::TooBig, answer));

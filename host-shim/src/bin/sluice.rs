@@ -227,6 +227,7 @@ impl From<PodFlags> for PodConfig {
             adopt: None,
             pod: None,
             host_ports: Vec::new(),
+            bandwidth: Default::default(),
         }
     }
 }

@@ -73,6 +73,7 @@ impl CniNode for Host {
             adopt: link.adopt.clone(),
             pod: (link.pod.as_ref()).map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             host_ports: link.ports.clone(),
+            bandwidth: link.bandwidth,
         };
         let added = self.0.add_link(pod).map_err(|error| told(&error))?;
         let spec = added.saved.spec();

@@ -15,7 +15,7 @@ use sluice_contract::types::Identity;
 use sluice_contract::{LinkId, Mac, Row};
 use sluice_model::object::Name;
 
-use super::ports;
+use super::{bandwidth, ports};
 use crate::cluster::pod_name;
 use crate::config::{PodConfig, parse_mac};
 use crate::files;
@@ -51,9 +51,11 @@ impl SavedLink {
         }
     }
 
-    /// The host ports that lead to it.
-    pub fn port_rows(&self) -> Vec<Row> {
-        ports::rows(self.id, &self.pod)
+    /// What belongs to it beside its link: how much it may carry, and the host ports that lead to it.
+    pub fn own_rows(&self) -> Vec<Row> {
+        let bandwidth = bandwidth::row(self.id, &self.pod.bandwidth);
+        let ports = ports::rows(self.id, &self.pod);
+        bandwidth.into_iter().chain(ports).collect()
     }
 
     /// Its link as the appliance knows it. Its identity is the cluster's to say; without a cluster every pod has its own.

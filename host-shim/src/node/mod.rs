@@ -3,6 +3,7 @@
 //! Order matters at the start. The sockets listen first, so that a VMM of an earlier life finds its way back; the rows are
 //! complete before the control channel speaks, so that no running guest is ever told of fewer pods than there are.
 
+mod bandwidth;
 pub mod links;
 pub(crate) mod ports;
 pub mod report;
@@ -271,14 +272,14 @@ impl Node {
     fn put_link(&self, link: &Link) -> u64 {
         let saved = &link.saved;
         match &self.cluster {
-            Some(cluster) => cluster.attach(saved.pod_name(), saved.row(), saved.port_rows()),
+            Some(cluster) => cluster.attach(saved.pod_name(), saved.row(), saved.own_rows()),
             None => self.put_rows(link),
         }
     }
 
     /// The same, whatever policy says.
     fn put_rows(&self, link: &Link) -> u64 {
-        let rows = link.saved.port_rows().into_iter();
+        let rows = link.saved.own_rows().into_iter();
         self.control.put(rows.chain([Row::Link(link.saved.row())]))
     }
 
@@ -306,7 +307,7 @@ impl Node {
             self.put_rows(&link)
         };
         let mut keys = vec![Key::Link(link.saved.id)];
-        keys.extend(link.saved.port_rows().iter().map(Row::key));
+        keys.extend(link.saved.own_rows().iter().map(Row::key));
         if judged {
             keys.push(Key::Policy(PolicyKey::Binding(link.saved.id)));
         }
@@ -341,10 +342,10 @@ impl Node {
     /// The appliance forgets it first: no frame meets a link that is half there.
     fn withdraw(&self, link: &Link) -> Result<(), NodeError> {
         let key = Key::Link(link.saved.id);
-        let ports: Vec<Key> = link.saved.port_rows().iter().map(Row::key).collect();
+        let own: Vec<Key> = link.saved.own_rows().iter().map(Row::key).collect();
         let revision = match &self.cluster {
-            Some(cluster) => cluster.detach(link.saved.id, ports),
-            None => self.control.remove(ports.into_iter().chain([key])),
+            Some(cluster) => cluster.detach(link.saved.id, own),
+            None => self.control.remove(own.into_iter().chain([key])),
         };
         // Without a guest there is nobody to forget it; a guest that comes is not told of it.
         let is_there = self.control.status().connected;

@@ -45,6 +45,7 @@ impl Node {
                         adopt: None,
                         pod: None,
                         host_ports: Vec::new(),
+                        bandwidth: Default::default(),
                     },
                     false,
                 )?;
