@@ -223,9 +223,12 @@ impl<'m, R: Keyed> Twin<'m, R> {
     /// means nothing and keeps the compiler from leaving it out.
     #[inline]
     pub(crate) fn touch(&self, start: usize) -> u8 {
-        let row = self.live.get(start);
-        row.and_then(|row| row.as_bytes().first().copied())
-            .unwrap_or(0)
+        let ends = |row: &R| {
+            let bytes = row.as_bytes();
+            // Rows may lie in two lines.
+            Some(bytes.first()? ^ bytes.last()?)
+        };
+        self.live.get(start).and_then(ends).unwrap_or(0)
     }
 
     /// The same as [`Self::find`], where the start is known.

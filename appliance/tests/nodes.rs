@@ -1,9 +1,10 @@
 //! Two appliances back to back: what pods of one node say to pods of the other, through all stages of both.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use sluice_appliance::frame::Offload;
+use sluice_appliance::frame::{Offload, Partial};
 use sluice_appliance::testing::{Bench, Builder, End};
 use sluice_appliance::time::Duration;
+use sluice_appliance::wire::checksum;
 use sluice_appliance::{Capacity, Family, Verdict};
 use sluice_contract::overlay::{
     NextHopId, NextHopRow, OverlayRow, PeerId, PeerRow, RemoteRow, TunnelProtocol, TunnelRow,
@@ -311,5 +312,71 @@ fn errors_about_what_came_in_a_tunnel_go_back_in_it() {
             (54, 3)
         };
         assert_eq!(arrived.forwarded(POD)[kind.0], kind.1);
+    }
+}
+
+/// The datagram behind the headers of IPv4, from the pieces of a packet in any order.
+fn reassembled(pieces: &[Vec<u8>]) -> Vec<u8> {
+    let mut datagram = Vec::new();
+    for piece in pieces {
+        let word = u16::from_be_bytes([piece[20], piece[21]]);
+        assert_eq!(word & 0x4000, 0, "a piece may not forbid what it is");
+        let at = usize::from(word & 0x1fff) * 8;
+        let total = usize::from(u16::from_be_bytes([piece[16], piece[17]]));
+        let payload = &piece[34..14 + total];
+        datagram.resize(datagram.len().max(at + payload.len()), 0);
+        datagram[at..at + payload.len()].copy_from_slice(payload);
+    }
+    let last = pieces.iter().filter(|piece| piece[20] & 0x20 == 0);
+    assert_eq!(last.count(), 1, "one piece is the last");
+    datagram
+}
+
+#[test]
+fn m09_what_its_sender_allows_to_be_cut_arrives_in_pieces_and_nothing_else_does() {
+    for protocol in PROTOCOLS {
+        for partial in [false, true] {
+            let (mut a, mut b) = (node(1, protocol, Family::V4), node(2, protocol, Family::V4));
+            let payload: Vec<u8> = (0..1472u16).map(|n| n as u8).collect();
+            let mut builder = pod(Family::V4).udp(4000, 53).payload(&payload);
+            builder.fragment = 0;
+            let mut bytes = builder.build();
+            let datagram = bytes[34..].to_vec();
+            let mut offload = Offload::default();
+            if partial {
+                // As a pod's kernel leaves it to the device: the pseudo-header's sum, to be completed.
+                let sum = checksum::pseudo(builder.source, builder.destination, 17, 1480);
+                bytes[40..42].copy_from_slice(&checksum::fold(sum).to_be_bytes());
+                offload.partial = Some(Partial {
+                    start: 34,
+                    offset: 6,
+                });
+            }
+            let first = a.send_with(POD, &bytes, 0, offload);
+            assert_eq!(first.offload.partial, None);
+            let mut outer = vec![first.forwarded(UPLINK).to_vec()];
+            for (link, bytes) in std::mem::take(&mut a.originated.0) {
+                assert_eq!(link, LinkId::UPLINK);
+                outer.push(bytes);
+            }
+            assert!(outer.len() >= 2, "{protocol:?}");
+            assert_eq!(a.pipeline.stats().originated() as usize, outer.len() - 1);
+            let mut arrived = Vec::new();
+            for piece in &outer {
+                assert!(piece.len() <= 1514, "{} bytes on the wire", piece.len());
+                arrived.push(b.send(UPLINK, piece).forwarded(POD).to_vec());
+            }
+            assert!(b.originated.0.is_empty());
+            assert_eq!(reassembled(&arrived), datagram, "{protocol:?}");
+            // The other end answers, and the connection is one.
+            let answered = b.send(POD, &answer(Family::V4).udp(53, 4000).build());
+            carry(&mut a, &answered).forwarded(POD);
+        }
+        let mut a = node(1, protocol, Family::V4);
+        let whole = pod(Family::V4).udp(4000, 53).payload(&[7; 1472]).build();
+        assert_eq!(&a.send(POD, &whole).replied()[34..36], &[3, 4]);
+        let whole = pod(Family::V6).udp(4000, 53).payload(&[7; 1452]).build();
+        assert_eq!(&a.send(POD, &whole).replied()[54..56], &[2, 0]);
+        assert!(a.originated.0.is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! The first stage, and the last resort: who a frame is for, and what its sender is told if it goes no further.
 
+use super::cut;
 use super::refusal::{Answer, Refusal};
 use super::transit::Stages;
 use crate::bandwidth::Direction as Bandwidth;
@@ -113,6 +114,12 @@ impl<O: Observer> Stages<'_, '_, O> {
         let Some(answer) = refusal.answer else {
             return drop;
         };
+        if let Answer::Error(reply::Trouble::TooBig(mtu)) = answer
+            && cut::is_possible(frame, packet)
+        {
+            self.state.cut = Some(mtu);
+            return drop;
+        }
         let Some(header) = reply::ethernet_of(frame) else {
             return drop;
         };

@@ -22,18 +22,18 @@ use sluice_contract::{DropReason, LinkId};
 /// Frames that are parsed together: enough to hide a cache miss, few enough for their headers to stay in the first cache.
 pub(super) const BATCH: usize = 32;
 /// Headroom of a frame that waited.
-const HEADROOM: usize = 128;
+pub(super) const HEADROOM: usize = 128;
 
 /// What a frame was found to be, before its turn comes. Written in place: copies of what was just written stall.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ready {
-    content: Result<Content, DropReason>,
-    packet: Packet,
+    pub(super) content: Result<Content, DropReason>,
+    pub(super) packet: Packet,
     /// Of a packet that is no later fragment.
-    flow: Flow,
-    hash: FlowHash,
+    pub(super) flow: Flow,
+    pub(super) hash: FlowHash,
     /// The node it came from, if it came in a tunnel, which is off now.
-    origin: Option<Origin>,
+    pub(super) origin: Option<Origin>,
     /// Bytes of the frame as it came.
     length: usize,
 }
@@ -150,6 +150,13 @@ impl<'m> Core<'_, 'm> {
             }
             _ => self.decide(frame, ready, observer),
         };
+        let verdict = match verdict {
+            Verdict::Drop(DropReason::TooBig) => match self.state.cut.take() {
+                Some(mtu) => self.cut(frame, ready, mtu, out, observer),
+                None => verdict,
+            },
+            verdict => verdict,
+        };
         self.stats
             .count_verdict(verdict, frame.ingress, frame.length(), frame.offload.gso);
         verdict
@@ -172,12 +179,16 @@ impl<'m> Core<'_, 'm> {
                 None => return Verdict::Drop(DropReason::Malformed),
             }
         }
-        self.decide(frame, &ready, observer)
+        let verdict = self.decide(frame, &ready, observer);
+        match self.state.cut.take() {
+            Some(mtu) => self.cut_dry(frame, &ready, mtu, observer),
+            None => verdict,
+        }
     }
 
     /// All stages, for a frame that stands for itself.
     #[inline]
-    fn decide<O: Observer>(
+    pub(super) fn decide<O: Observer>(
         &mut self,
         frame: &mut Frame<'_>,
         ready: &Ready,
@@ -208,7 +219,7 @@ impl<'m> Core<'_, 'm> {
     }
 
     /// A fragment: the first one as any packet, the others after it. What waited for the first goes with it.
-    fn fragment<O: Observer>(
+    pub(super) fn fragment<O: Observer>(
         &mut self,
         frame: &mut Frame<'_>,
         ready: &Ready,
@@ -294,9 +305,7 @@ impl<'m> Core<'_, 'm> {
 
     /// A fragment that waited, now that the flow of its datagram is known.
     fn follow(&mut self, frame: &mut Frame<'_>, origin: Option<Origin>) -> Verdict {
-        let mut ready = Ready::NOTHING;
-        ready.origin = origin;
-        ready.content = parse::parse_into(frame, &mut ready.packet);
+        let mut ready = Ready::of(frame, origin);
         let piece = Piece::of(frame, &ready.packet);
         match piece.map(|piece| self.state.fragments.peek(&piece, self.now)) {
             Some(Fate::Of(flow)) => {

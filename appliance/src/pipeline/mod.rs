@@ -13,6 +13,7 @@
 mod answer;
 mod batch;
 mod begin;
+mod cut;
 mod refusal;
 mod related;
 mod state;

@@ -24,6 +24,8 @@ pub(super) struct State<'m> {
     /// What routers said about the paths to other nodes.
     pub(super) learned: Learned<'m>,
     pub(super) hasher: Hasher,
+    /// The packet that was just refused as too large may be cut to this length.
+    pub(super) cut: Option<u16>,
 }
 
 impl<'m> State<'m> {
@@ -54,6 +56,7 @@ impl<'m> State<'m> {
             meters: Meters::new(arena)?,
             learned: Learned::new(arena, usize::from(capacity.overlay.peers))?,
             hasher,
+            cut: None,
         })
     }
 }
