@@ -1,6 +1,7 @@
 //! What the model costs at the sizes that features.md asks for (S-29, N-18). Prints; asserts nothing about time.
 //!
 //! `cargo bench -p sluice-model` for all, `cargo bench -p sluice-model -- services` for a part.
+// row: N-18 (printed, not asserted)
 #![expect(
     clippy::unwrap_used,
     reason = "a measurement ends where its ground is not as it expects"

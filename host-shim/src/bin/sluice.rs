@@ -312,12 +312,14 @@ fn status(answer: &Value) -> io::Result<String> {
     line(
         "appliance",
         format!(
-            "contract {} (node {}), image {}, {} MiB, generation {}, {} resyncs",
+            "contract {} (node {}), image {}, {} MiB, generation {} with {} rows, last change in force after {} ms, {} resyncs",
             at("/control/guest_version"),
             at("/contract_version"),
             at("/control/image"),
             at("/control/ram_mib"),
             at("/control/generation"),
+            at("/control/rows"),
+            at("/control/last_change_ms"),
             at("/control/resyncs"),
         ),
     );

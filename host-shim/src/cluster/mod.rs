@@ -275,7 +275,8 @@ impl Shared {
             self.control.change(put, remove)
         };
         if !std::mem::replace(&mut state.is_known, true) {
-            tracing::info!(source = self.mode, place = %self.place, "the cluster is known");
+            let (compiled, rows) = (state.compiled, state.model.tables().len());
+            tracing::info!(source = self.mode, place = %self.place, ?compiled, rows, "the cluster is known");
             self.control.release();
         }
         self.keep_displaced(state);

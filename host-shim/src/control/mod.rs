@@ -26,13 +26,15 @@ use sluice_contract::{Generation, Key, Row, VERSION};
 use self::desired::Desired;
 use self::session::Event;
 
+/// Changes in a row whose time until they are in force is measured.
+const WAITING: usize = 1024;
 /// Lines of the guest kept for the status.
 const NOTES: usize = 16;
 /// Lines of the guest that are logged in a second; the others are counted.
 const LINES_PER_SECOND: u32 = 20;
 
 /// How far the guest is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ControlStatus {
     /// A VMM is connected to the control socket.
     pub connected: bool,
@@ -63,6 +65,9 @@ pub struct ControlStatus {
     pub notes: VecDeque<String>,
     /// Rows that should be in force.
     pub rows: usize,
+    /// How long the last change took from here to the guest's acknowledgement, and the longest since it connected.
+    pub last_change_ms: f64,
+    pub longest_change_ms: f64,
 }
 
 /// Why a change is not in force.
@@ -88,6 +93,8 @@ struct State {
     stop: bool,
     /// Nobody is talked to yet.
     held: bool,
+    /// Changes that are not in force yet, and since when.
+    waiting: VecDeque<(u64, Instant)>,
     in_force_at: Option<Instant>,
     /// The guest has tables, of this life of the daemon or an earlier one.
     forwards: bool,
@@ -148,9 +155,7 @@ impl Control {
 
     /// Puts rows; the number is for [`wait`](Self::wait).
     pub fn put(&self, rows: impl IntoIterator<Item = Row>) -> u64 {
-        let revision = self.0.lock().desired.put(rows);
-        self.0.wake();
-        revision
+        self.change(rows, [])
     }
 
     /// Puts and removes rows at once; the number is for [`wait`](Self::wait).
@@ -159,7 +164,14 @@ impl Control {
         put: impl IntoIterator<Item = Row>,
         remove: impl IntoIterator<Item = Key>,
     ) -> u64 {
-        let revision = self.0.lock().desired.change(put, remove);
+        let revision = {
+            let mut state = self.0.lock();
+            let revision = state.desired.change(put, remove);
+            if state.waiting.len() < WAITING {
+                state.waiting.push_back((revision, Instant::now()));
+            }
+            revision
+        };
         self.0.wake();
         revision
     }
@@ -176,15 +188,18 @@ impl Control {
 
     /// Ends [`hold`](Self::hold).
     pub fn release(&self) {
-        self.0.lock().held = false;
+        let mut state = self.0.lock();
+        state.held = false;
+        // What was desired before waited for something else than the guest.
+        let now = Instant::now();
+        state.waiting.iter_mut().for_each(|(_, at)| *at = now);
+        drop(state);
         self.0.wake();
     }
 
     /// Removes rows; the number is for [`wait`](Self::wait).
     pub fn remove(&self, keys: impl IntoIterator<Item = Key>) -> u64 {
-        let revision = self.0.lock().desired.remove(keys);
-        self.0.wake();
-        revision
+        self.change([], keys)
     }
 
     /// Waits until a revision is in force, and `key` was not refused.
@@ -378,6 +393,15 @@ impl State {
         self.revision = revision;
         self.status.generation = generation.0;
         self.status.full = None;
+        let mut since = None;
+        while let Some((_, at)) = self.waiting.pop_front_if(|(number, _)| *number <= revision) {
+            since.get_or_insert(at);
+        }
+        if let Some(since) = since {
+            let took = since.elapsed().as_secs_f64() * 1e3;
+            self.status.last_change_ms = took;
+            self.status.longest_change_ms = self.status.longest_change_ms.max(took);
+        }
         let name = |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
         self.status.refused = self.desired.refusals().map(name).collect();
         self.in_force_at.get_or_insert_with(Instant::now);
@@ -397,6 +421,7 @@ impl State {
             notes,
             ..ControlStatus::default()
         };
+        self.waiting.clear();
         // A guest that comes back may have nothing.
         self.revision = 0;
         self.in_force_at = None;

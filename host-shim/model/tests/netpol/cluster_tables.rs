@@ -38,7 +38,7 @@ fn netpol_148_n11_tiers_directions_protocols() {
 }
 
 #[test]
-fn netpol_148_blocks_nodes_and_named_ports() {
+fn netpol_148_n13_blocks_nodes_and_named_ports() {
     let blocks = cnp(
         "c",
         "Admin",

@@ -460,7 +460,7 @@ fn netpol_134_a_server_in_a_block() {
 }
 
 #[test]
-fn netpol_135_except() {
+fn netpol_135_n04_except() {
     let p = egress(
         pod("a"),
         json!([{"ipBlock": {"cidr": "10.0.2.0/24", "except": ["10.0.2.2/32"]}}]),
@@ -471,7 +471,7 @@ fn netpol_135_except() {
 }
 
 #[test]
-fn netpol_136_a_block_wins_over_anothers_except() {
+fn netpol_136_n04_a_block_wins_over_anothers_except() {
     let excepted = egress(
         pod("a"),
         json!([{"ipBlock": {"cidr": "10.0.2.0/24", "except": ["10.0.2.2/32"]}}]),
