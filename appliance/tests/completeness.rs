@@ -40,17 +40,20 @@ proptest! {
 
     #[test]
     fn t01_counters_sum_up_whatever_comes(
-        frames in proptest::collection::vec((0..4usize, proptest::collection::vec(any::<u8>(), 0..120), 0..6usize, any::<u8>()), 1..80),
+        frames in proptest::collection::vec((0..5usize, proptest::collection::vec(any::<u8>(), 0..120), 0..6usize, any::<u8>(), 0..400usize), 1..80),
         v6: bool,
     ) {
         let a = BOTH[usize::from(v6)];
         let mut bench = node::node();
         bench.commit(&Svc::new(&[(a.pods[1], 80)], &[]).rows(&a));
         let count = frames.len() as u64;
-        for (from, noise, to, proto) in frames {
-            let (link, source) = [(16, a.pods[0]), (2, a.node), (1, a.outside), (999, a.remote)][from];
+        for (from, noise, to, proto, cut) in frames {
+            // An honest pod, one that is not, the host, the outside, and a link that nobody configured.
+            let (link, source) =
+                [(16, a.pods[0]), (16, a.pods[2]), (2, a.node), (1, a.outside), (999, a.remote)][from];
             let to = [a.pods[1], a.cluster_ip, a.node, a.outside, a.unallocated, a.pods[0]][to];
-            bench.send(link, &packet(link, source, to).raw(proto).payload(&noise).build());
+            let frame = packet(link, source, to).raw(proto).payload(&noise).build();
+            bench.send(link, &frame[..frame.len().min(cut)]);
         }
         let stats = bench.pipeline.stats();
         let by_reason: u64 = DropReason::ALL.iter().map(|reason| stats.dropped(*reason)).sum();

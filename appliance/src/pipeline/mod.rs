@@ -6,9 +6,11 @@
 //!                                           ├ ICMP errors → related
 //!                                           └ transit ─┬ belonging: the connection knows
 //!                                                      └ beginning: service → policy → nat → commit
+//!                              too large and may be cut → each piece as a fragment
 //! ```
 //!
-//! A batch is parsed as a whole first, so that the cache misses of its connections overlap.
+//! A batch is parsed as a whole first, so that the cache misses of its connections, and of the rows that new ones will ask for,
+//! overlap.
 
 mod answer;
 mod batch;
