@@ -7,7 +7,7 @@ use crate::parse::{Packet, Transport};
 use crate::wire::{icmp, sctp, tcp};
 use crate::{Direction, Family};
 use sluice_contract::LinkId;
-use sluice_contract::overlay::PeerId;
+use sluice_contract::overlay::{NextHopId, PeerId};
 use sluice_contract::policy::RuleId;
 use sluice_contract::service::PortId;
 use zerocopy::FromBytes;
@@ -124,13 +124,13 @@ pub struct Path {
 pub enum Way {
     /// Who is behind the link.
     Link,
-    /// The next hop of the route at that place among the routes.
-    Route(u8),
+    /// A neighbor on the uplink: a gateway, or the destination itself.
+    Neighbor(NextHopId),
     /// Another node, through the tunnel or directly.
     Peer(PeerId),
 }
 
-/// Distinguishes peers from routes in a packed path; no table has as many peers.
+/// Distinguishes peers from neighbors in a packed path; no table has as many of either.
 const PEER: u16 = 0x8000;
 
 impl Path {
@@ -148,10 +148,18 @@ impl Path {
         }
     }
 
+    /// To a neighbor on the uplink.
+    pub const fn to_neighbor(id: NextHopId) -> Self {
+        Self {
+            link: LinkId::UPLINK,
+            way: Way::Neighbor(id),
+        }
+    }
+
     fn pack(self) -> u32 {
         let way = match self.way {
             Way::Link => 0,
-            Way::Route(at) => u16::from(at) + 1,
+            Way::Neighbor(id) => id.0 + 1,
             Way::Peer(id) => PEER | id.0,
         };
         u32::from(self.link.raw()) | u32::from(way) << 16
@@ -164,7 +172,7 @@ impl Path {
             way: match (word >> 16) as u16 {
                 0 => Way::Link,
                 peer if peer & PEER != 0 => Way::Peer(PeerId(peer & !PEER)),
-                at => Way::Route((at - 1) as u8),
+                id => Way::Neighbor(NextHopId(id - 1)),
             },
         })
     }

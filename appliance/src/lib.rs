@@ -57,6 +57,7 @@ pub mod testing;
 pub mod time;
 pub mod twin;
 pub mod verdict;
+pub mod wanted;
 pub mod wire;
 
 pub use address::{Address, Family};

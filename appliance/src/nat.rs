@@ -5,25 +5,26 @@
 //! is the whole flow, and if that is taken the next port is tried. No protocol is looked into (REQ-10).
 
 use crate::address::Address;
+use crate::connection::{Path, Way};
 use crate::flow::Flow;
 use crate::hash::Hasher;
 use crate::tables::{Nat, Place, Tables};
-use sluice_contract::LinkId;
 use sluice_contract::service::PrefixUse;
 
 /// Ports that are tried before giving up. With 93 % of the ports towards one destination in use, one flow in 10¹⁶ finds none.
 pub const ATTEMPTS: u32 = 512;
 
-/// Whether traffic from a pod to `destination`, leaving by `egress`, gets the node's address (row E-01).
+/// Whether traffic from a pod to `destination`, leaving by `egress`, gets the node's address (row E-01). What lies behind another
+/// node does not leave.
 pub fn leaves_cluster(
     tables: &Tables<'_>,
     nat: &Nat,
     destination: Address,
     place: Place,
-    egress: LinkId,
+    egress: Path,
 ) -> bool {
     nat.row.masquerade_egress
-        && egress == LinkId::UPLINK
+        && matches!(egress.way, Way::Neighbor(_))
         && place == Place::Elsewhere
         && !matches!(
             tables.purpose(destination),

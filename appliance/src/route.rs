@@ -26,7 +26,7 @@ pub struct NextHop {
 /// The way to `destination`, in the form in which a connection remembers it.
 ///
 /// # Errors
-/// [`DropReason::NoRoute`].
+/// [`DropReason::NoRoute`]; [`DropReason::NoNeighbor`] if nothing is known of whom it would go to.
 pub fn path(tables: &Tables<'_>, destination: Address) -> Result<Path, DropReason> {
     path_at(tables, destination, tables.place(destination))
 }
@@ -52,12 +52,15 @@ pub fn path_at(
     if let Some(peer) = tables.overlay().remote(destination) {
         return Ok(Path::to_peer(peer));
     }
-    let (at, via) = tables.route(destination).ok_or(DropReason::NoRoute)?;
-    Ok(Path {
-        link: via.link,
-        // There are fewer.
-        way: u8::try_from(at).map_or(Way::Link, Way::Route),
-    })
+    bare(tables, destination)
+}
+
+/// The way by the uplink as the underlay's own hosts go, whatever lies behind a peer.
+///
+/// # Errors
+/// [`DropReason::NoRoute`]; [`DropReason::NoNeighbor`] if nothing is known of whom it would go to.
+pub fn bare(tables: &Tables<'_>, destination: Address) -> Result<Path, DropReason> {
+    tables.route(destination).map(Path::to_neighbor)
 }
 
 /// 169.254/16 and fe80::/10 never leave the link they are on (RFC 3927 §7, RFC 4291 §2.5.6).
@@ -85,11 +88,9 @@ pub fn hop(tables: &Tables<'_>, learned: &Learned<'_>, path: Path) -> Result<Nex
                 exit: Some(exit),
             });
         }
-        Way::Route(at) => {
-            let via = tables
-                .route_at(usize::from(at))
-                .ok_or(DropReason::NoRoute)?;
-            (link.mac(), via.next_hop)
+        Way::Neighbor(id) => {
+            let mac = tables.overlay().neighbor(id);
+            (link.mac(), mac.ok_or(DropReason::NoNeighbor)?)
         }
     };
     Ok(NextHop {

@@ -61,6 +61,8 @@ pub struct Session {
     answers: Deque<Answer, PENDING>,
     /// The statistics being read: token and cursor.
     reading: Option<(u32, usize)>,
+    /// Neighbors that the host has been asked for.
+    wanted: usize,
     log: Option<(Level, String<{ limits::LOG_TEXT }>)>,
 }
 
@@ -76,6 +78,7 @@ impl Session {
             former: Deque::new(),
             answers: Deque::new(),
             reading: None,
+            wanted: 0,
             log: None,
         }
     }
@@ -222,6 +225,11 @@ impl Session {
         }
         if let Some((level, text)) = self.log.take() {
             return Some(ToHost::Log { level, text });
+        }
+        if let Some((address, next)) = pipeline.wanted().after(self.wanted) {
+            self.wanted = next;
+            let address = address.into();
+            return Some(ToHost::Unresolved { address });
         }
         let (token, cursor) = self.reading?;
         let (counters, rest) = page(pipeline, cursor);

@@ -9,9 +9,10 @@ use crate::policy::{self, Policy};
 use crate::service::{self, Services};
 use crate::twin::{Keyed, Slot, Twin};
 use heapless::Vec;
+use sluice_contract::overlay::NextHopId;
 use sluice_contract::row::NodeRow;
 use sluice_contract::service::{AddressRole, ConnectionsRow, NatRow, PrefixUse};
-use sluice_contract::{Generation, Identity, LinkId, Mac, Prefix, limits};
+use sluice_contract::{DropReason, Generation, Identity, LinkId, Mac, Prefix, limits};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// How many rows of each kind there is room for. The guest computes it from its RAM, once, at boot.
@@ -69,7 +70,7 @@ impl Capacity {
         fragments: 64,
         overlay: overlay::Limits {
             peers: 64,
-            next_hops: 64,
+            next_hops: 512,
             prefixes: 256,
         },
     };
@@ -417,13 +418,6 @@ impl<T> Range<T> {
     }
 }
 
-/// The next hop of a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Via {
-    pub link: LinkId,
-    pub next_hop: Mac,
-}
-
 /// How the node translates.
 #[derive(Clone, Debug, Default)]
 pub struct Nat {
@@ -449,7 +443,7 @@ pub struct Tables<'m> {
     pub(crate) links: Twin<'m, Link>,
     pub(crate) known: Twin<'m, Known>,
     pub(crate) ranges: Single<Vec<Range<PrefixUse>, { limits::PREFIXES }>>,
-    pub(crate) routes: Single<Vec<Range<Via>, { limits::ROUTES }>>,
+    pub(crate) routes: Single<Vec<Range<Option<NextHopId>>, { limits::ROUTES }>>,
     pub(crate) nat: Single<Nat>,
     pub(crate) connections: Single<ConnectionsRow>,
     pub(crate) services: Services<'m>,
@@ -517,26 +511,20 @@ impl<'m> Tables<'m> {
     /// # Cost
     /// A comparison per range: [`limits::PREFIXES`] at most.
     pub fn purpose(&self, address: Address) -> Option<PrefixUse> {
-        longest(&self.ranges.live, address).map(|(_, range)| range.meaning)
+        longest(&self.ranges.live, address).map(|range| range.meaning)
     }
 
-    /// The route to `address`, and its place among the routes.
+    /// Which neighbor on the uplink is next on the way to `address`.
     ///
     /// # Cost
     /// A comparison per route: [`limits::ROUTES`] at most.
-    pub fn route(&self, address: Address) -> Option<(usize, Via)> {
-        longest(&self.routes.live, address).map(|(at, range)| (at, range.meaning))
-    }
-
-    /// The route at that place.
-    #[inline]
-    pub fn route_at(&self, at: usize) -> Option<Via> {
-        self.routes.live.get(at).map(|range| range.meaning)
-    }
-
-    /// Its prefix, which is its key.
-    pub fn route_prefix(&self, at: usize) -> Option<Prefix> {
-        self.routes.live.get(at).map(|range| range.prefix)
+    ///
+    /// # Errors
+    /// [`DropReason::NoRoute`]; [`DropReason::NoNeighbor`] if it is to be the destination itself, and nothing is known of it.
+    pub fn route(&self, address: Address) -> Result<NextHopId, DropReason> {
+        let range = longest(&self.routes.live, address).ok_or(DropReason::NoRoute)?;
+        let on_link = || self.overlay.neighbor_at(address);
+        range.meaning.or_else(on_link).ok_or(DropReason::NoNeighbor)
     }
 
     pub const fn services(&self) -> &Services<'m> {
@@ -564,12 +552,12 @@ impl<'m> Tables<'m> {
     }
 }
 
-fn longest<T>(ranges: &[Range<T>], address: Address) -> Option<(usize, &Range<T>)> {
-    let mut found: Option<(usize, &Range<T>)> = None;
-    for (at, range) in ranges.iter().enumerate() {
-        let better = found.is_none_or(|(_, best)| range.length() > best.length());
+fn longest<T>(ranges: &[Range<T>], address: Address) -> Option<&Range<T>> {
+    let mut found: Option<&Range<T>> = None;
+    for range in ranges {
+        let better = found.is_none_or(|best| range.length() > best.length());
         if better && range.contains(address) {
-            found = Some((at, range));
+            found = Some(range);
         }
     }
     found

@@ -105,6 +105,7 @@ fn node(n: u8, protocol: TunnelProtocol, underlay: Family) -> Bench {
     };
     let hop = NextHopRow {
         id: NextHopId(0),
+        address: ip(&underlay_of(other)),
         mac: Some(nic(other)),
     };
     rows.push(Row::Overlay(OverlayRow::Tunnel(tunnel)));
@@ -288,6 +289,7 @@ fn o17_a_dead_next_hop_is_told_to_the_pod() {
     let mut a = node(1, TunnelProtocol::Vxlan, Family::V4);
     let hop = NextHopRow {
         id: NextHopId(0),
+        address: ip("192.168.0.2"),
         mac: None,
     };
     a.commit(&[Row::Overlay(OverlayRow::NextHop(hop))]);

@@ -73,6 +73,7 @@ fn rows(node: u8, underlay: Family, tunnel: TunnelRow) -> Vec<Row> {
         OverlayRow::Tunnel(tunnel),
         OverlayRow::NextHop(NextHopRow {
             id: NextHopId(4),
+            address: ip(&address),
             mac: Some(mac(other)),
         }),
         OverlayRow::Peer(PeerRow {
@@ -744,6 +745,7 @@ fn o17_a_next_hop_that_does_not_answer_is_told_and_one_that_moved_is_followed() 
     let hop = |mac| {
         Row::Overlay(OverlayRow::NextHop(NextHopRow {
             id: NextHopId(4),
+            address: ip("192.168.0.2"),
             mac,
         }))
     };

@@ -14,6 +14,7 @@ use sluice_cni::capability::{Bandwidth, PortMapping};
 use sluice_contract::limits;
 
 use crate::cluster::config::{PolicyConfig, SourceConfig};
+use crate::hostlink::config::HostLinkConfig;
 use crate::uplink::config::UplinkConfig;
 use crate::wiring::Mode;
 
@@ -140,6 +141,9 @@ pub struct Config {
     /// The way to other nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<UplinkConfig>,
+    /// The way from the node itself to pods and Services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_link: Option<HostLinkConfig>,
     /// Pods that a container runtime adds.
     #[serde(default)]
     pub cni: CniConfig,
@@ -295,6 +299,9 @@ impl Config {
             return refuse(field, reason);
         }
         if let Some(Err((field, reason))) = self.uplink.as_ref().map(UplinkConfig::check) {
+            return refuse(field, reason);
+        }
+        if let Some(Err((field, reason))) = self.host_link.as_ref().map(HostLinkConfig::check) {
             return refuse(field, reason);
         }
         let mut names = BTreeSet::new();

@@ -7,6 +7,7 @@ pub mod cni;
 pub mod config;
 pub mod control;
 mod files;
+pub mod hostlink;
 pub mod node;
 pub mod supervisor;
 pub mod trunk;

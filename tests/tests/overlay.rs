@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use sluice_tests::capture::Capture;
 use sluice_tests::lab::{Lab, Plan};
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
 use sluice_tests::netns::Netns;
 use sluice_tests::underlay::{Flannel, Peer, Underlay, load, serve};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 fn plan(number: u8, mtu: u16) -> Plan {
@@ -44,54 +44,6 @@ fn tcp(from: &Netns, to: &str, bytes: &str) -> Result<String> {
     Ok(format!("{:.2} Gb/s", seen.rate() * 8.0 / 1e9))
 }
 
-/// Captures on the wire until it is dropped.
-struct Capture {
-    tcpdump: Child,
-    path: std::path::PathBuf,
-}
-
-impl Capture {
-    fn start(underlay: &Underlay, name: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("{}-{name}.pcap", underlay.netns.name()));
-        let mut command = Command::new("ip");
-        command.args([
-            "netns",
-            "exec",
-            underlay.netns.name(),
-            "tcpdump",
-            "-Uni",
-            "wire",
-            "-s",
-            "200",
-            "-w",
-        ]);
-        command
-            .arg(&path)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let tcpdump = command.spawn()?;
-        sluice_tests::command::until("tcpdump", Duration::from_secs(5), || {
-            ensure!(path.metadata()?.len() >= 24, "no header yet");
-            Ok(())
-        })?;
-        Ok(Self { tcpdump, path })
-    }
-
-    /// What another dissector sees in it.
-    fn read(&self, filter: &str) -> Result<String> {
-        let path = self.path.to_string_lossy();
-        sluice_tests::command::run(&["tcpdump", "-nvr", &path, filter])
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        let _ = self.tcpdump.kill();
-        let _ = self.tcpdump.wait();
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 /// `segmentation`: who cuts large frames.
 fn with_the_kernel(six: bool, segmentation: &str) -> Result<()> {
     let mtu = if six { 1430 } else { 1450 };
@@ -100,7 +52,7 @@ fn with_the_kernel(six: bool, segmentation: &str) -> Result<()> {
     ours.change_config(|config| config["uplink"]["segmentation"] = segmentation.into())?;
     let theirs = Flannel::new(&underlay, 9, &peer(1, six))?;
     ours.start_node()?;
-    let capture = Capture::start(&underlay, "flannel")?;
+    let capture = Capture::start(&underlay.netns, "wire", "")?;
     let pod = &ours.pods[0];
     let result = (|| {
         for (to, back, header) in [

@@ -16,6 +16,7 @@ use crate::limits;
 use crate::report::{CounterId, Reject};
 use crate::row::{Key, Row};
 use crate::types::Generation;
+use core::net::IpAddr;
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +100,10 @@ pub enum ToHost {
     /// The appliance is about to end and says why; ring 0 reports faults on its own as well.
     Fault {
         text: String<{ limits::LOG_TEXT }>,
+    },
+    /// Packets wait for a neighbor on the uplink of which no row tells. Said at most once a second of an address.
+    Unresolved {
+        address: IpAddr,
     },
 }
 

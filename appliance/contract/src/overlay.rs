@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! destination → RemoteRow (longest prefix) → PeerRow → NextHopRow
+//!            └→ RouteRow: to nobody's peer → NextHopRow
 //! outer source address → PeerRow: who it is from, and which RemoteRows it may speak for
 //! ```
 //!
@@ -116,6 +117,8 @@ pub const GENEVE_IDENTITY: u8 = 0x01;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextHopRow {
     pub id: NextHopId,
+    /// Its own address; no two rows have the same.
+    pub address: IpAddr,
     /// None: it does not answer, and senders are told so.
     pub mac: Option<Mac>,
 }

@@ -1,7 +1,7 @@
 //! The rows of the appliance's tables, as the host sends them. A row is whole: a put replaces the row of the same key.
 
 use crate::limits;
-use crate::overlay::{OverlayKey, OverlayRow};
+use crate::overlay::{NextHopId, OverlayKey, OverlayRow};
 use crate::policy::{PolicyKey, PolicyRow};
 use crate::service::{ServiceKey, ServiceRow};
 use crate::types::{Identity, LinkId, Mac, Prefix};
@@ -16,9 +16,10 @@ pub enum Row {
     Link(LinkRow),
     Policy(PolicyRow),
     Service(ServiceRow),
-    Route(RouteRow),
     Overlay(OverlayRow),
     Bandwidth(BandwidthRow),
+    /// Behind the next hops, so that the order of keys is one in which rows can be put.
+    Route(RouteRow),
 }
 
 /// What names a row. Removal is explicit, by key.
@@ -28,9 +29,9 @@ pub enum Key {
     Link(LinkId),
     Policy(PolicyKey),
     Service(ServiceKey),
-    Route(Prefix),
     Overlay(OverlayKey),
     Bandwidth(LinkId),
+    Route(Prefix),
 }
 
 impl Row {
@@ -104,11 +105,10 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// Where packets go that no link owns; of several that match the longest.
+/// Where packets go by the uplink that are for no pod and nothing behind a peer; of several that match the longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteRow {
     pub prefix: Prefix,
-    pub link: LinkId,
-    /// The MAC of the next hop.
-    pub next_hop: Mac,
+    /// The gateway; none: the destination itself is a neighbor, if there is a row of its address.
+    pub next_hop: Option<NextHopId>,
 }

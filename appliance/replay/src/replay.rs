@@ -9,7 +9,7 @@ use sluice_appliance::time::Duration;
 use sluice_appliance::verdict::Originate;
 use sluice_appliance::{Arena, Frame, Instant, Offload, OutOfMemory, Pipeline, Verdict};
 use sluice_contract::report::{CounterId, Field, RejectReason};
-use sluice_contract::{Generation, LinkId, Prefix, Row, ToGuest};
+use sluice_contract::{Generation, LinkId, Row, ToGuest};
 
 use crate::pcapng::{FRAME_MAX, ReadError, Reader, Traffic, Writer};
 use crate::tables::Tables;
@@ -94,7 +94,6 @@ pub struct Replay<'t, 'm, W> {
     /// Names of interfaces that are not those of their links.
     renamed: BTreeMap<String, LinkId>,
     index: Index,
-    routes: Vec<Prefix>,
     pipeline: Pipeline<'m>,
     result: Writer<W>,
     /// Interfaces of the result.
@@ -139,14 +138,10 @@ impl<'t, 'm, W: Write> Replay<'t, 'm, W> {
         let interfaces: BTreeSet<LinkId> = tables.links.iter().map(|(id, _)| id).collect();
         let all = tables.links.iter().map(|(_, name)| name);
         let result = Writer::new(output, "sluice-replay", all.chain([NOT_SENT]))?;
-        let routes = (0..)
-            .map_while(|at| pipeline.tables().route_prefix(at))
-            .collect();
         Ok(Self {
             tables,
             renamed,
             index,
-            routes,
             pipeline,
             result,
             places: interfaces.into_iter().zip(0..).collect(),
@@ -218,7 +213,6 @@ impl<'t, 'm, W: Write> Replay<'t, 'm, W> {
         let words = Words {
             links: &self.tables.links,
             index: &self.index,
-            routes: &self.routes,
         };
         let (stage, reason, row) = words.decision(verdict, link, &record.steps);
         let (ended, to) = match verdict {

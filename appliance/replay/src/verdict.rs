@@ -143,8 +143,6 @@ pub enum StepReport {
 pub struct Words<'t> {
     pub links: &'t Links,
     pub index: &'t Index,
-    /// Prefixes of the routes in the order of the dataplane.
-    pub routes: &'t [sluice_contract::Prefix],
 }
 
 impl Words<'_> {
@@ -180,10 +178,7 @@ impl Words<'_> {
     fn row_of(&self, path: Path) -> Option<String> {
         match path.way {
             Way::Link => self.index.named(Key::Link(path.link)),
-            Way::Route(at) => {
-                let prefix = self.routes.get(usize::from(at))?;
-                self.index.named(Key::Route(*prefix))
-            }
+            Way::Neighbor(id) => self.index.named(Key::Overlay(OverlayKey::NextHop(id))),
             Way::Peer(peer) => self.index.named(Key::Overlay(OverlayKey::Peer(peer))),
         }
     }
@@ -299,10 +294,7 @@ impl Words<'_> {
         let link = self.links.name(path.link);
         match path.way {
             Way::Link => link.to_owned(),
-            Way::Route(at) => match self.routes.get(usize::from(at)) {
-                Some(prefix) => format!("{link} by route {prefix}"),
-                None => link.to_owned(),
-            },
+            Way::Neighbor(id) => format!("{link} to next hop {}", id.0),
             Way::Peer(peer) => format!("{link} to peer {}", peer.0),
         }
     }

@@ -4,7 +4,7 @@ use super::Fault;
 use crate::address::{Address, Family};
 use crate::bandwidth::Limit;
 use crate::policy::Refusal;
-use crate::tables::{Known, Link, Nat, Node, Range, Tables, Via};
+use crate::tables::{Known, Link, Nat, Node, Range, Tables};
 use crate::twin::{Full, Slot};
 use heapless::Vec;
 use sluice_contract::report::{Field, RejectReason};
@@ -12,7 +12,7 @@ use sluice_contract::row::{BandwidthRow, LinkRow, NodeRow, RouteRow};
 use sluice_contract::service::{
     AddressRole, AddressRow, ConnectionsRow, NatRow, PrefixRow, ServiceKey, ServiceRow,
 };
-use sluice_contract::{Generation, Key, LinkId, Mac, Prefix, Row};
+use sluice_contract::{Generation, Key, LinkId, Prefix, Row};
 
 const INVALID: RejectReason = RejectReason::Invalid;
 const MISSING: RejectReason = RejectReason::Missing;
@@ -73,7 +73,10 @@ impl Tables<'_> {
             }
             Key::Link(id) => self.remove_link(id),
             Key::Policy(key) => self.policy.remove(&key).map_err(refused_policy),
-            Key::Route(prefix) => remove_range(&mut self.routes.shadow, prefix),
+            Key::Route(prefix) => match remove_range(&mut self.routes.shadow, prefix)? {
+                Some(id) => self.overlay.use_hop(id, -1),
+                None => Ok(()),
+            },
             Key::Service(key) => self.remove_service(key),
             Key::Overlay(key) => self.overlay.remove(key),
             Key::Bandwidth(link) => self.remove_bandwidth(link),
@@ -90,7 +93,7 @@ impl Tables<'_> {
                 self.connections.shadow = ConnectionsRow::default();
                 Ok(())
             }
-            ServiceKey::Prefix(prefix) => remove_range(&mut self.ranges.shadow, prefix),
+            ServiceKey::Prefix(prefix) => remove_range(&mut self.ranges.shadow, prefix).map(|_| ()),
             ServiceKey::Address(address) => self.remove_address(address.into()),
             ServiceKey::Set(id) => self.services.remove_set(id),
             ServiceKey::Backend { set, index } => self.services.remove_backend(set, index),
@@ -331,22 +334,23 @@ impl Tables<'_> {
     }
 
     fn put_range(&mut self, row: &PrefixRow) -> Result<(), Fault> {
-        put_range(&mut self.ranges.shadow, Range::new(row.prefix, row.purpose))
+        put_range(&mut self.ranges.shadow, Range::new(row.prefix, row.purpose)).map(|_| ())
     }
 
     fn put_route(&mut self, row: &RouteRow) -> Result<(), Fault> {
-        // Pods and the host have no next hop: their addresses lead to them.
-        if row.link != LinkId::UPLINK {
-            return Err((Field::Link, INVALID));
+        if let Some(id) = row.next_hop {
+            self.overlay.use_hop(id, 1)?;
         }
-        if row.next_hop.is_group() || row.next_hop == Mac([0; 6]) {
-            return Err((Field::Mac, INVALID));
-        }
-        let via = Via {
-            link: row.link,
-            next_hop: row.next_hop,
+        let range = Range::new(row.prefix, row.next_hop);
+        let former = put_range(&mut self.routes.shadow, range);
+        let released = match former {
+            Ok(former) => former.flatten(),
+            Err(_) => row.next_hop,
         };
-        put_range(&mut self.routes.shadow, Range::new(row.prefix, via))
+        if let Some(id) = released {
+            self.overlay.use_hop(id, -1)?;
+        }
+        former.map(|_| ())
     }
 
     fn put_nat(&mut self, row: &NatRow) -> Result<(), Fault> {
@@ -389,27 +393,29 @@ fn is_host(address: Address) -> bool {
         && !address.is_unspecified()
 }
 
-fn put_range<T, const N: usize>(
+/// Yields what the range meant before.
+fn put_range<T: Copy, const N: usize>(
     ranges: &mut Vec<Range<T>, N>,
     range: Range<T>,
-) -> Result<(), Fault> {
+) -> Result<Option<T>, Fault> {
     if let Some(same) = ranges.iter_mut().find(|old| old.prefix == range.prefix) {
+        let former = same.meaning;
         *same = range;
-        return Ok(());
+        return Ok(Some(former));
     }
     let capacity = u32::try_from(N).unwrap_or(u32::MAX);
     ranges
         .push(range)
-        .map_err(|_| (Field::Whole, RejectReason::Full(capacity)))
+        .map_err(|_| (Field::Whole, RejectReason::Full(capacity)))?;
+    Ok(None)
 }
 
-fn remove_range<T, const N: usize>(
+fn remove_range<T: Copy, const N: usize>(
     ranges: &mut Vec<Range<T>, N>,
     prefix: Prefix,
-) -> Result<(), Fault> {
+) -> Result<T, Fault> {
     let at = ranges.iter().position(|range| range.prefix == prefix);
-    ranges.remove(at.ok_or((Field::Prefix, MISSING))?);
-    Ok(())
+    Ok(ranges.remove(at.ok_or((Field::Prefix, MISSING))?).meaning)
 }
 
 fn clamp(budget: usize) -> u32 {

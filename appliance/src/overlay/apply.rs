@@ -1,6 +1,6 @@
 //! Rows into the shadow copies, each checked against what is there already.
 
-use super::{Hop, Overlay, Peer, Source, Tunnel};
+use super::{Hop, Numbered, Overlay, Peer, Tunnel};
 use crate::address::{Address, Family};
 use crate::twin::{Full, Slot};
 use sluice_contract::Mac;
@@ -47,7 +47,21 @@ impl Overlay<'_> {
         if let Some(mac) = row.mac {
             check_mac(mac)?;
         }
+        let address = Address::from(row.address);
+        check_node_address(address)?;
+        let taken = self.neighbors.find_shadow(address);
+        if taken.is_some_and(|other| other.number != row.id.0) {
+            return Err((Field::Address, RejectReason::Taken));
+        }
+        if old.present != 0 {
+            self.neighbors.remove(old.address);
+        }
+        // There are as many as neighbors.
+        self.neighbors
+            .put(numbered(address, row.id.0))
+            .map_err(full_of(Field::Address))?;
         let hop = Hop {
+            address,
             mac: row.mac.unwrap_or_default().0,
             present: 1,
             answers: u8::from(row.mac.is_some()),
@@ -73,7 +87,7 @@ impl Overlay<'_> {
             return Err((Field::Mtu, RejectReason::Invalid));
         }
         let taken = self.sources.find_shadow(address);
-        if taken.is_some_and(|source| source.peer != row.id.0) {
+        if taken.is_some_and(|source| source.number != row.id.0) {
             return Err((Field::Address, RejectReason::Taken));
         }
         let hop = self.hops.shadow_at(usize::from(row.next_hop.0));
@@ -84,14 +98,10 @@ impl Overlay<'_> {
             self.sources.remove(old.address);
             self.count_hop(NextHopId(old.next_hop), -1);
         }
-        let source = Source {
-            address,
-            peer: row.id.0,
-            present: 1,
-            pad: 0,
-        };
         // There are as many as peers.
-        self.sources.put(source).map_err(full_of(Field::Address))?;
+        self.sources
+            .put(numbered(address, row.id.0))
+            .map_err(full_of(Field::Address))?;
         self.count_hop(row.next_hop, 1);
         let peer = Peer {
             address,
@@ -136,10 +146,12 @@ impl Overlay<'_> {
             OverlayKey::NextHop(id) => {
                 let index = usize::from(id.0);
                 let hop = self.hops.shadow_at(index).filter(|hop| hop.present != 0);
-                match hop.ok_or(missing)?.users {
-                    0 => self.hops.write(index, Slot::empty()),
-                    users => return Err((Field::NextHop, RejectReason::InUse(users))),
+                let hop = *hop.ok_or(missing)?;
+                if hop.users != 0 {
+                    return Err((Field::NextHop, RejectReason::InUse(hop.users)));
                 }
+                self.neighbors.remove(hop.address);
+                self.hops.write(index, Slot::empty());
             }
             OverlayKey::Peer(id) => {
                 let index = usize::from(id.0);
@@ -161,6 +173,19 @@ impl Overlay<'_> {
         Ok(())
     }
 
+    /// A route uses the neighbor, or no longer.
+    ///
+    /// # Errors
+    /// If there is no such neighbor.
+    pub(crate) fn use_hop(&mut self, id: NextHopId, change: i32) -> Result<(), Fault> {
+        let hop = self.hops.shadow_at(usize::from(id.0));
+        if hop.is_none_or(|hop| hop.present == 0) {
+            return Err((Field::NextHop, RejectReason::Missing));
+        }
+        self.count_hop(id, change);
+        Ok(())
+    }
+
     fn count_hop(&mut self, id: NextHopId, change: i32) {
         let index = usize::from(id.0);
         if let Some(mut hop) = self.hops.shadow_at(index).copied() {
@@ -175,6 +200,15 @@ impl Overlay<'_> {
             peer.users = peer.users.saturating_add_signed(change);
             self.peers.write(index, peer);
         }
+    }
+}
+
+const fn numbered(address: Address, number: u16) -> Numbered {
+    Numbered {
+        address,
+        number,
+        present: 1,
+        pad: 0,
     }
 }
 

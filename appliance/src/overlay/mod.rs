@@ -13,7 +13,7 @@ use crate::lpm::Lpm;
 use crate::mtu::{self, Learned};
 use crate::tables::{Single, slots};
 use crate::twin::{Keyed, Slot, Twin};
-use sluice_contract::overlay::{PeerId, TunnelProtocol, TunnelRow};
+use sluice_contract::overlay::{NextHopId, PeerId, TunnelProtocol, TunnelRow};
 use sluice_contract::{DropReason, Mac};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -28,13 +28,13 @@ pub struct Limits {
 impl Limits {
     pub const SMALL: Self = Self {
         peers: 256,
-        next_hops: 256,
+        next_hops: 1024,
         prefixes: 4096,
     };
     /// Row O-04: 5 000 nodes, 500 000 ranges.
     pub const LARGE: Self = Self {
         peers: 5120,
-        next_hops: 5120,
+        next_hops: 6144,
         prefixes: 500_000,
     };
 
@@ -44,7 +44,8 @@ impl Limits {
         let peers = usize::from(self.peers);
         twin(usize::from(self.next_hops), size_of::<Hop>())
             + twin(peers, size_of::<Peer>())
-            + twin(slots(self.peers.into()), size_of::<Source>())
+            + twin(slots(self.peers.into()), size_of::<Numbered>())
+            + twin(slots(self.next_hops.into()), size_of::<Numbered>())
             + Lpm::bytes(self.prefixes)
             + Learned::bytes(peers)
     }
@@ -94,10 +95,11 @@ impl From<&TunnelRow> for Tunnel {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 struct Hop {
+    address: Address,
     mac: [u8; 6],
     present: u8,
     answers: u8,
-    /// Peers that use it.
+    /// Peers and routes that use it.
     users: u32,
 }
 
@@ -133,19 +135,19 @@ impl Peer {
     }
 }
 
-/// Which peer has an underlay address.
+/// Which peer, or which neighbor, has an underlay address.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-struct Source {
+struct Numbered {
     address: Address,
-    peer: u16,
+    number: u16,
     present: u8,
     pad: u8,
 }
 
-impl Slot for Source {}
+impl Slot for Numbered {}
 
-impl Keyed for Source {
+impl Keyed for Numbered {
     type Key = Address;
 
     #[inline]
@@ -176,7 +178,8 @@ pub struct Overlay<'m> {
     tunnel: Single<Option<Tunnel>>,
     hops: Twin<'m, Hop>,
     peers: Twin<'m, Peer>,
-    sources: Twin<'m, Source>,
+    sources: Twin<'m, Numbered>,
+    neighbors: Twin<'m, Numbered>,
     remotes: Lpm<'m>,
     hasher: Hasher,
 }
@@ -196,6 +199,7 @@ impl<'m> Overlay<'m> {
             hops: Twin::direct(arena, usize::from(limits.next_hops))?,
             peers: Twin::direct(arena, usize::from(limits.peers))?,
             sources: Twin::keyed(arena, u32::from(limits.peers), hasher)?,
+            neighbors: Twin::keyed(arena, u32::from(limits.next_hops), hasher)?,
             remotes: Lpm::new(arena, limits.prefixes, hasher)?,
             hasher,
         })
@@ -223,7 +227,26 @@ impl<'m> Overlay<'m> {
     /// The peer with this underlay address.
     #[inline]
     pub fn peer_at(&self, address: Address) -> Option<PeerId> {
-        self.sources.find(address).map(|source| PeerId(source.peer))
+        self.sources
+            .find(address)
+            .map(|source| PeerId(source.number))
+    }
+
+    /// The neighbor with this address.
+    #[inline]
+    pub fn neighbor_at(&self, address: Address) -> Option<NextHopId> {
+        self.neighbors
+            .find(address)
+            .map(|neighbor| NextHopId(neighbor.number))
+    }
+
+    /// The MAC of a neighbor; `None` if it does not answer.
+    #[inline]
+    pub fn neighbor(&self, id: NextHopId) -> Option<Mac> {
+        self.hops
+            .live_at(usize::from(id.0))
+            .filter(|hop| hop.answers != 0)
+            .map(|hop| Mac(hop.mac))
     }
 
     /// Whether `peer` may send packets that come from `source`: from behind it, or from the node itself.
@@ -236,10 +259,7 @@ impl<'m> Overlay<'m> {
     /// The MAC of the next hop on the way to `peer`; `None` if it does not answer.
     #[inline]
     pub fn next_hop(&self, peer: &Peer) -> Option<Mac> {
-        self.hops
-            .live_at(usize::from(peer.next_hop))
-            .filter(|hop| hop.answers != 0)
-            .map(|hop| Mac(hop.mac))
+        self.neighbor(NextHopId(peer.next_hop))
     }
 
     /// How packets leave for `peer`, by an uplink that takes packets of `uplink_mtu`.
@@ -283,6 +303,7 @@ impl<'m> Overlay<'m> {
         self.hops.clear();
         self.peers.clear();
         self.sources.clear();
+        self.neighbors.clear();
         self.remotes.clear();
     }
 
@@ -290,6 +311,7 @@ impl<'m> Overlay<'m> {
         self.hops.clear_slice(budget)
             && self.peers.clear_slice(budget)
             && self.sources.clear_slice(budget)
+            && self.neighbors.clear_slice(budget)
             && self.remotes.clear_slice(budget)
     }
 
@@ -298,6 +320,7 @@ impl<'m> Overlay<'m> {
         self.hops.sync_slice(budget)
             && self.peers.sync_slice(budget)
             && self.sources.sync_slice(budget)
+            && self.neighbors.sync_slice(budget)
             && self.remotes.sync_slice(budget)
     }
 
@@ -306,6 +329,7 @@ impl<'m> Overlay<'m> {
         self.hops.exchange();
         self.peers.exchange();
         self.sources.exchange();
+        self.neighbors.exchange();
         self.remotes.exchange();
     }
 }

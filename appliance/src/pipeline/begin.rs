@@ -3,7 +3,7 @@
 
 use super::refusal::{Answer, Refusal};
 use super::transit::Stages;
-use crate::address::Family;
+use crate::address::{Address, Family};
 use crate::connection::{Memo, Path, signal_of};
 use crate::conntrack::{Attached, CommitError, Invalid, NewConnection, Signal, Stamp};
 use crate::flow::{Flow, FlowHash};
@@ -13,7 +13,6 @@ use crate::observe::{Observer, Step};
 use crate::parse::{Fragment, Packet};
 use crate::policy::Query;
 use crate::reply::{self, Trouble};
-use crate::route;
 use crate::service::{self, Choice, NoChoice, Origin, Question};
 use crate::tables::Place;
 use crate::verdict::Verdict;
@@ -49,12 +48,13 @@ impl<O: Observer> Stages<'_, '_, O> {
         let origin = Origin::of(frame.ingress);
         self.admit(frame, packet, origin, place)?;
         if self.origin.is_some() && !matches!(place, Place::Link(_) | Place::Node { .. }) {
-            // Nodes send each other what is for pods there, and for themselves; Services were resolved where the packet began.
+            // Nodes send each other what is for pods there, and for themselves; Services of other addresses were resolved where the
+            // packet began.
             return Err(DropReason::NoRoute.into());
         }
         let served = match self.origin {
-            Some(_) => Err(NoChoice::NotAService),
-            None => self.serve(flow, place, origin),
+            Some(_) if !matches!(place, Place::Node { .. }) => Err(NoChoice::NotAService),
+            _ => self.serve(flow, place, origin),
         };
         let choice = match served {
             Ok(choice) => Some(choice),
@@ -66,7 +66,8 @@ impl<O: Observer> Stages<'_, '_, O> {
             if place == Place::Elsewhere && self.is_unallocated(packet) {
                 return Err(DropReason::SvcUnallocated.into());
             }
-            if origin == Origin::Outside && matches!(place, Place::Node { .. }) {
+            let own = origin == Origin::Outside && matches!(place, Place::Node { .. });
+            if own && !self.is_of_the_cluster(packet.source) {
                 // The node's own business, of which nothing is known here (row E-08).
                 return self.hand_to_node(frame, packet, flow);
             }
@@ -107,11 +108,20 @@ impl<O: Observer> Stages<'_, '_, O> {
         }
     }
 
-    /// From the underlay as it is, but with a source that lies behind a node whose packets come in a tunnel.
+    /// From the underlay as it is, but with a source that lies behind a node whose packets come in a tunnel. Nodes themselves
+    /// are on the underlay and may come either way.
     fn is_posing(&self, packet: &Packet) -> bool {
         let overlay = self.tables.overlay();
         let peer = || overlay.peer(overlay.remote(packet.source)?);
-        self.origin.is_none() && peer().is_some_and(|peer| !peer.is_direct())
+        self.origin.is_none()
+            && peer().is_some_and(|peer| !peer.is_direct())
+            && self.tables.place(packet.source) != Place::Peer
+    }
+
+    /// Whether the node answers `client` through the appliance: what came in a tunnel, and pods of other nodes.
+    fn is_of_the_cluster(&self, client: Address) -> bool {
+        let remote = || self.tables.overlay().remote(client).is_some();
+        self.origin.is_some() || (self.tables.place(client) != Place::Peer && remote())
     }
 
     fn serve(&mut self, flow: &Flow, place: Place, origin: Origin) -> Result<Choice, NoChoice> {
@@ -192,7 +202,7 @@ impl<O: Observer> Stages<'_, '_, O> {
                 self.tables.place(choice.address),
             ),
         };
-        let path = route::path_at(self.tables, to_backend.destination(), place)?;
+        let path = self.path_at(to_backend.destination(), place)?;
         let tunnelled = self.origin.map(|origin| origin.peer);
         let back = self.path_back(ingress, flow.source(), tunnelled)?;
         let rule = self.policy(ingress, &to_backend, place)?;
@@ -215,7 +225,7 @@ impl<O: Observer> Stages<'_, '_, O> {
             && ingress.is_pod()
             && self.tables.nat().is_some_and(|nat| {
                 let to = to_backend.destination();
-                nat::leaves_cluster(self.tables, nat, to, place, path.link)
+                nat::leaves_cluster(self.tables, nat, to, place, path)
             });
         Ok(Ready {
             new,
@@ -299,7 +309,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         &mut self,
         link: LinkId,
         direction: PolicyDirection,
-        (peer, address): (Identity, crate::Address),
+        (peer, address): (Identity, Address),
         begun: &Flow,
     ) -> Result<RuleId, Refusal> {
         let decision = self.tables.policy().judge(&Query {

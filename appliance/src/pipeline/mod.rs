@@ -32,6 +32,7 @@ use crate::stats::Stats;
 use crate::tables::{Capacity, Tables};
 use crate::time::{Duration, Instant};
 use crate::verdict::{Originate, Verdict};
+use crate::wanted::Wanted;
 use batch::{BATCH, Core, Ready};
 use sluice_contract::ToGuest;
 use sluice_contract::service::ConnectionsRow;
@@ -213,6 +214,11 @@ impl<'m> Pipeline<'m> {
 
     pub const fn conntrack_mut(&mut self) -> &mut Conntrack<'m> {
         &mut self.state.conntrack
+    }
+
+    /// Neighbors that packets wanted and that the host is to find.
+    pub const fn wanted(&self) -> &Wanted {
+        &self.state.wanted
     }
 
     pub const fn stats(&self) -> &Stats<'m> {

@@ -10,7 +10,6 @@ use crate::frame::Frame;
 use crate::observe::{Observer, Step};
 use crate::parse::{Fragment, Packet, quoted};
 use crate::rewrite;
-use crate::route;
 use crate::verdict::Verdict;
 use crate::wire::{checksum, icmp, protocol};
 use sluice_contract::DropReason;
@@ -47,7 +46,12 @@ impl<O: Observer> Stages<'_, '_, O> {
             return Err(DropReason::Spoof.into());
         }
         let leaves = self.state.conntrack.outgoing(hit).ok_or(UNRELATED)?;
-        let path = route::path(self.tables, leaves.destination())?;
+        let attached = self.state.conntrack.attached(hit.id);
+        let path = if attached.stamp.policy == self.tables.epoch {
+            memo.path(hit.direction)
+        } else {
+            self.path(leaves.destination())?
+        };
         let hop = self.hop(path)?;
         self.has_room(frame, packet, &hop)?;
         // The other end speaks for itself, a router in between keeps its own address.

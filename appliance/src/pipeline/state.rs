@@ -11,6 +11,7 @@ use crate::mtu::Learned;
 use crate::service::Affinities;
 use crate::tables::Capacity;
 use crate::time::{Duration, Instant};
+use crate::wanted::Wanted;
 use sluice_contract::service::ConnectionsRow;
 
 /// All of it.
@@ -23,6 +24,8 @@ pub(super) struct State<'m> {
     pub(super) meters: Meters<'m>,
     /// What routers said about the paths to other nodes.
     pub(super) learned: Learned<'m>,
+    /// Neighbors of whom nothing is known.
+    pub(super) wanted: Wanted,
     pub(super) hasher: Hasher,
     /// The packet that was just refused as too large may be cut to this length.
     pub(super) cut: Option<u16>,
@@ -55,6 +58,7 @@ impl<'m> State<'m> {
             limiter: Limiter::new(arena, hasher)?,
             meters: Meters::new(arena)?,
             learned: Learned::new(arena, usize::from(capacity.overlay.peers))?,
+            wanted: Wanted::default(),
             hasher,
             cut: None,
         })

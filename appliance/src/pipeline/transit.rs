@@ -218,6 +218,32 @@ impl<O: Observer> Stages<'_, '_, O> {
         })
     }
 
+    /// The way to an address; if it ends at a neighbor nobody knows, that one is asked for.
+    pub(super) fn path(&mut self, destination: Address) -> Result<Path, DropReason> {
+        self.path_at(destination, self.tables.place(destination))
+    }
+
+    /// The same, where the destination's place is known already.
+    pub(super) fn path_at(
+        &mut self,
+        destination: Address,
+        place: Place,
+    ) -> Result<Path, DropReason> {
+        let path = route::path_at(self.tables, destination, place);
+        self.asking(destination, path)
+    }
+
+    fn asking(
+        &mut self,
+        destination: Address,
+        path: Result<Path, DropReason>,
+    ) -> Result<Path, DropReason> {
+        if path == Err(DropReason::NoNeighbor) && !O::DRY {
+            self.state.wanted.note(destination, self.now);
+        }
+        path
+    }
+
     /// The connection was made under other tables: are its ends still the same, does its backend still serve, does policy still
     /// allow it, and where does it leave now?
     #[cold]
@@ -260,7 +286,7 @@ impl<O: Observer> Stages<'_, '_, O> {
             _ => None,
         };
         let back = self.path_back(ingress, client, tunnelled)?;
-        memo.paths = [route::path(self.tables, backend)?, back];
+        memo.paths = [self.path(backend)?, back];
         if !O::DRY {
             let mut attached = *attached;
             attached.stamp.policy = self.tables.epoch;
@@ -326,7 +352,7 @@ impl<O: Observer> Stages<'_, '_, O> {
     /// Where answers to `client` leave, whose packets came from `ingress`, or from a node whose own address it is: that node's
     /// business is answered as it was asked.
     pub(super) fn path_back(
-        &self,
+        &mut self,
         ingress: LinkId,
         client: Address,
         tunnelled: Option<PeerId>,
@@ -334,9 +360,16 @@ impl<O: Observer> Stages<'_, '_, O> {
         if ingress != LinkId::UPLINK {
             return Ok(Path::to(ingress));
         }
-        match tunnelled.filter(|peer| self.tables.overlay().peer_at(client) == Some(*peer)) {
-            Some(peer) => Ok(Path::to_peer(peer)),
-            None => Ok(route::path(self.tables, client)?),
+        let is_node = self.tables.place(client) == Place::Peer;
+        match tunnelled {
+            Some(peer) if is_node || self.tables.overlay().peer_at(client) == Some(peer) => {
+                Ok(Path::to_peer(peer))
+            }
+            None if is_node => {
+                let path = route::bare(self.tables, client);
+                Ok(self.asking(client, path)?)
+            }
+            _ => Ok(self.path(client)?),
         }
     }
 }

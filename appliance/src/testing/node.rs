@@ -13,6 +13,7 @@ use super::{Bench, Builder, End, pod_row};
 use crate::parse::Parsed;
 use crate::wire::{checksum, protocol};
 use crate::{Capacity, Family, Frame, Offload, Verdict};
+use sluice_contract::overlay::{NextHopId, NextHopRow, OverlayRow};
 use sluice_contract::row::{LinkRow, RouteRow};
 use sluice_contract::service::{
     AddressRole, AddressRow, BackendRow, FrontendKind, FrontendRow, NatRow, PortId, PortRow,
@@ -28,6 +29,7 @@ pub const HOST: u16 = 2;
 /// MACs on the wire outside: the node's own, and the router's.
 pub const NODE_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
 pub const ROUTER_MAC: Mac = Mac([2, 0, 0, 0, 1, 2]);
+const ROUTER: NextHopId = NextHopId(0);
 
 /// The addresses of the fixture, in one family.
 #[derive(Clone, Copy, Debug)]
@@ -140,11 +142,15 @@ pub fn node_rows() -> Vec<Row> {
         };
         rows.push(service(ServiceRow::Prefix(row)));
     }
+    rows.push(Row::Overlay(OverlayRow::NextHop(NextHopRow {
+        id: ROUTER,
+        address: ip("192.0.2.254"),
+        mac: Some(ROUTER_MAC),
+    })));
     for text in ["0.0.0.0/0", "::/0"] {
         rows.push(Row::Route(RouteRow {
             prefix: prefix(text),
-            link: LinkId::UPLINK,
-            next_hop: ROUTER_MAC,
+            next_hop: Some(ROUTER),
         }));
     }
     rows.push(service(ServiceRow::Nat(nat())));

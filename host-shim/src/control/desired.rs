@@ -143,8 +143,8 @@ impl Desired {
         rows.map(Change::Put).collect()
     }
 
-    /// What has changed since the last call. Links and the like go first, so that what they held is free; rows of Services
-    /// refer to each other, so what is referred to comes before and goes after.
+    /// What has changed since the last call. Links and the like go first, so that what they held is free; rows of Services and
+    /// of the way to other nodes refer to each other, so what is referred to comes before and goes after.
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         let changed = std::mem::take(&mut self.changed);
         let (mut first, mut puts, mut last) = (Vec::new(), Vec::new(), Vec::new());
@@ -152,7 +152,7 @@ impl Desired {
             match self.row(&key) {
                 Some(row) => puts.push(Change::Put(row)),
                 None if !had => {}
-                None if matches!(key, Key::Service(_)) => last.push(Change::Remove(key)),
+                None if is_referring(&key) => last.push(Change::Remove(key)),
                 None => first.push(Change::Remove(key)),
             }
         }
@@ -160,4 +160,8 @@ impl Desired {
         first.extend(last.into_iter().rev());
         first
     }
+}
+
+fn is_referring(key: &Key) -> bool {
+    matches!(key, Key::Service(_) | Key::Overlay(_) | Key::Route(_))
 }

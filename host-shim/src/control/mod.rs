@@ -13,7 +13,9 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
+use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -100,6 +102,8 @@ struct State {
     forwards: bool,
     /// The present second of guest lines, and how many there were in it.
     lines: Option<(Instant, u32)>,
+    /// Who finds the neighbors that packets wait for.
+    finder: Option<mpsc::SyncSender<IpAddr>>,
 }
 
 /// Told whenever it changes whether the guest has tables to forward by.
@@ -151,6 +155,11 @@ impl Control {
             .name("control".into())
             .spawn(move || server.run())?;
         Ok(())
+    }
+
+    /// Tells `finder` of neighbors on the uplink that packets wait for.
+    pub fn find_neighbors(&self, finder: mpsc::SyncSender<IpAddr>) {
+        self.0.lock().finder = Some(finder);
     }
 
     /// Puts rows; the number is for [`wait`](Self::wait).
@@ -352,6 +361,10 @@ impl State {
             Event::Fault { text } => {
                 tracing::error!(guest = %text, "appliance is about to end");
                 self.note(format!("fault: {text}"));
+            }
+            Event::Unresolved(address) => {
+                // Without a finder, or when it is busy, the packet's sender tries again.
+                let _ = self.finder.as_ref().map(|finder| finder.try_send(address));
             }
             Event::Restarted { why } => {
                 tracing::warn!(why, "control session begins anew");

@@ -4,6 +4,7 @@
 //! all desired rows from `Begin { fresh: true }`. The guest takes that as a whole at the commit and cuts no live flow.
 //! A guest that makes doubts faster than sessions can begin is met with a growing pause.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
@@ -44,6 +45,8 @@ pub enum Event {
     Log { level: Level, text: String },
     /// The guest says that it is about to end.
     Fault { text: String },
+    /// Packets wait for a neighbor on the uplink.
+    Unresolved(IpAddr),
     /// A new session begins.
     Restarted { why: &'static str },
 }
@@ -240,6 +243,7 @@ impl Session {
             ToHost::Fault { text } => events.push(Event::Fault {
                 text: text.as_str().into(),
             }),
+            ToHost::Unresolved { address } => events.push(Event::Unresolved(address)),
         }
     }
 

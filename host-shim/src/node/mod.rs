@@ -31,6 +31,7 @@ use crate::cluster::{Cluster, pod_name};
 use crate::config::{Config, ConfigError, OnStop, PodConfig};
 use crate::control::{Control, NotInForce};
 use crate::files;
+use crate::hostlink::HostLinkError;
 use crate::supervisor::Supervisor;
 use crate::supervisor::command::Sockets;
 use crate::trunk::driver::{Command, Driver, DriverCounters, Polling};
@@ -70,6 +71,8 @@ pub enum NodeError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Uplink(#[from] UplinkError),
+    #[error(transparent)]
+    HostLink(#[from] HostLinkError),
     #[error(transparent)]
     Wiring(#[from] WiringError),
     #[error(transparent)]
@@ -258,7 +261,8 @@ impl Node {
         }
         let mut rows = vec![Row::Node(NodeRow::default())];
         if self.cluster.is_none() {
-            rows.extend(ports::node_rows(&self.config.cni.node_addresses));
+            let snat = self.config.uplink.as_ref().map(|uplink| uplink.snat_ports);
+            rows.extend(ports::node_rows(&self.config.cni.node_addresses, snat));
         }
         self.control.put(rows);
         let links: Vec<Link> = self.links().all().cloned().collect();
@@ -318,6 +322,7 @@ impl Node {
             self.withdraw(&link)?;
             return Err(error.into());
         }
+        self.host_ports_changed();
         Ok(link)
     }
 
@@ -336,6 +341,7 @@ impl Node {
     pub fn remove_link(&self, name: &str) -> Result<Link, NodeError> {
         let link = self.links().named(name)?;
         self.withdraw(&link)?;
+        self.host_ports_changed();
         Ok(link)
     }
 

@@ -12,6 +12,7 @@ use sluice_contract::{LinkId, Protocol, Row};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::PodConfig;
+use crate::uplink::ports::PortRange;
 
 /// The first id that is a host port's.
 const FIRST: u32 = 1 << 31;
@@ -32,11 +33,7 @@ pub(super) fn rows(link: LinkId, pod: &PodConfig) -> Vec<Row> {
                 continue;
             }
             let id = FIRST | u32::from(link.raw()) << 16 | index << 1 | bit;
-            let protocol = match port.protocol {
-                capability::Protocol::Tcp => Protocol::Tcp,
-                capability::Protocol::Udp => Protocol::Udp,
-                capability::Protocol::Sctp => Protocol::Sctp,
-            };
+            let protocol = protocol(port.protocol);
             let (set, service) = (SetId(id), PortId(id));
             let services = [
                 ServiceRow::Set(SetRow {
@@ -77,12 +74,24 @@ pub(super) fn rows(link: LinkId, pod: &PodConfig) -> Vec<Row> {
     rows
 }
 
-/// The rows that say which addresses are this node's: where host ports are served.
-pub(super) fn node_rows(addresses: &[IpAddr]) -> Vec<Row> {
+/// The protocol as the appliance calls it.
+pub(super) const fn protocol(named: capability::Protocol) -> Protocol {
+    match named {
+        capability::Protocol::Tcp => Protocol::Tcp,
+        capability::Protocol::Udp => Protocol::Udp,
+        capability::Protocol::Sctp => Protocol::Sctp,
+    }
+}
+
+/// The rows that say which addresses are this node's: where host ports are served, and what pods look like from outside.
+pub(super) fn node_rows(addresses: &[IpAddr], snat: Option<PortRange>) -> Vec<Row> {
     if addresses.is_empty() {
         return Vec::new();
     }
     let mut nat = NatRow::default();
+    if let Some(range) = snat {
+        (nat.first_port, nat.last_port) = (range.first(), range.last());
+    }
     for address in addresses.iter().rev() {
         match address {
             IpAddr::V4(ip) => nat.node4 = Some(*ip),

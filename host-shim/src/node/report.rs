@@ -41,6 +41,8 @@ pub struct Status {
     pub links: Vec<LinkReport>,
     /// The way to other nodes and to the outside, if there is one.
     pub uplink: Option<WayReport>,
+    /// The way to the node itself.
+    pub host_link: Option<WayReport>,
     /// What the appliance counted, by name; absent when it does not answer.
     pub guest: Option<BTreeMap<String, u64>>,
 }
@@ -167,6 +169,7 @@ impl Node {
         problems.extend(control.full.clone());
         let cluster = self.cluster.as_ref().map(Cluster::report);
         problems.extend(cluster.iter().flat_map(Cluster::problems));
+        problems.extend(self.way_problems());
         if !control.settled {
             problems.push("The appliance does not have the present configuration".into());
         }
@@ -185,6 +188,7 @@ impl Node {
             start: self.start_times(),
             links: self.link_reports(),
             uplink: self.way_report(LinkId::UPLINK),
+            host_link: self.way_report(LinkId::HOST),
             guest: self.guest_counters().map(|counters| by_name(&counters)),
             machine,
             trunk,

@@ -1,6 +1,6 @@
 //! The links that are no pod's: how they come up, go down, and what they say of themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
@@ -8,8 +8,11 @@ use std::sync::{Arc, PoisonError};
 use serde::Serialize;
 use sluice_contract::LinkId;
 
+use super::ports;
 use super::report::CarriedReport;
 use super::{Node, NodeError};
+use crate::hostlink;
+use crate::hostlink::config::HostLinkConfig;
 use crate::trunk::links::LinkCounters;
 use crate::trunk::vnet;
 use crate::uplink::Uplink;
@@ -48,9 +51,17 @@ impl Node {
     /// Makes them as configured.
     pub(super) fn link_ways(&self) -> Result<(), NodeError> {
         if let Some(config) = &self.config.uplink {
-            let (uplink, tap) = Uplink::start(config, &self.control)?;
+            let cluster = self.config.host_link.as_ref();
+            let cluster = cluster.map_or_else(Vec::new, HostLinkConfig::ranges);
+            let (uplink, tap) = Uplink::start(config, cluster, &self.control)?;
+            uplink.set_host_ports(self.host_ports());
             self.ways().uplink = Some(uplink);
             self.add_way(LinkId::UPLINK, crate::uplink::TAP, tap)?;
+        }
+        if let Some(config) = &self.config.host_link {
+            let (tap, row) = hostlink::make(config, self.config.mtu)?;
+            self.control.put([row]);
+            self.add_way(LinkId::HOST, hostlink::TAP, tap)?;
         }
         Ok(())
     }
@@ -80,6 +91,27 @@ impl Node {
                 .map(|(reason, count)| (reason.name().to_owned(), count))
                 .collect(),
         })
+    }
+
+    /// What is not as it should be.
+    pub(super) fn way_problems(&self) -> Vec<String> {
+        let ways = self.ways();
+        ways.uplink.as_ref().map_or_else(Vec::new, Uplink::problems)
+    }
+
+    /// Pods have come or gone, and their host ports with them.
+    pub(super) fn host_ports_changed(&self) {
+        let ports = self.host_ports();
+        if let Some(uplink) = &self.ways().uplink {
+            uplink.set_host_ports(ports);
+        }
+    }
+
+    fn host_ports(&self) -> BTreeSet<(u8, u16)> {
+        let links = self.links();
+        let all = links.all().flat_map(|link| &link.saved.pod.host_ports);
+        all.map(|port| (ports::protocol(port.protocol).number(), port.host_port))
+            .collect()
     }
 
     fn add_way(&self, id: LinkId, name: &'static str, tap: File) -> Result<(), NodeError> {

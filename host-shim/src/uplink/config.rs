@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sluice_contract::Prefix;
 use sluice_contract::overlay::TunnelProtocol;
 
+use super::ports::PortRange;
 use crate::config::parse_mac;
 
 /// The way to other nodes.
@@ -27,6 +28,26 @@ pub struct UplinkConfig {
     /// Who cuts large frames in tunnels.
     #[serde(default)]
     pub segmentation: SegmentationBy,
+    /// Ports of the node's addresses that are Services'.
+    #[serde(default = "node_ports")]
+    pub node_ports: PortRange,
+    /// Ports of the node's addresses that stand for pods towards the outside. The host's own programs are kept off them
+    /// (`net.ipv4.ip_local_reserved_ports`).
+    #[serde(default = "snat_ports")]
+    pub snat_ports: PortRange,
+    /// Addresses of Services that others route to this node: of load balancers, external addresses.
+    #[serde(default)]
+    pub service_addresses: Vec<String>,
+}
+
+/// Kubernetes' own default.
+fn node_ports() -> PortRange {
+    PortRange::ALL_NODE_PORTS
+}
+
+/// Behind the ports that Linux gives programs by default, which end at 60999; and one mask.
+fn snat_ports() -> PortRange {
+    PortRange::LAST_SIXTEENTH
 }
 
 /// Who cuts a large frame in a tunnel into packets.
@@ -102,6 +123,9 @@ pub struct PeerConfig {
     pub mac: String,
     /// The ranges behind it.
     pub pods: Vec<String>,
+    /// Other addresses of the node itself, such as that of the other family.
+    #[serde(default)]
+    pub node_addresses: Vec<IpAddr>,
     /// No tunnel: packets go as they are.
     #[serde(default)]
     pub direct: bool,
@@ -130,7 +154,7 @@ impl UplinkConfig {
             }
         }
         let ranges = self.peers.iter().flat_map(|p| &p.pods).chain(&self.pods);
-        for range in ranges {
+        for range in ranges.chain(&self.service_addresses) {
             if parse_prefix(range).is_none() {
                 return Err(("uplink", format!("{range} is no range of addresses")));
             }
@@ -139,6 +163,12 @@ impl UplinkConfig {
             return Err((
                 "uplink.tunnel.vni",
                 format!("{} is above 16777215", self.tunnel.vni),
+            ));
+        }
+        if self.node_ports.overlaps(self.snat_ports) {
+            return Err((
+                "uplink.snat_ports",
+                format!("{} are node ports too", self.snat_ports),
             ));
         }
         if self.tunnel.port == 0 {

@@ -1,13 +1,17 @@
 //! Which of the frames that arrive at the node's network card belong to the appliance: as keys of tc's u32 classifier.
 //!
-//! Exactly these: the tunnel's packets to the node's addresses, routers' complaints about them, and what comes as it is for
-//! the node's own pods. Everything else is the host's, and never passes the appliance.
+//! Exactly these: the tunnel's packets to the node's addresses, and routers' complaints about them; what comes as it is for the
+//! node's own pods, and from pods of other nodes; what is for ports of Services, and answers to what was sent with the node's
+//! address in the pods' name; what is for addresses of Services. Everything else is the host's, and never passes the appliance.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_route::tc::{TcU32Key, TcU32Selector, TcU32SelectorFlags};
 use sluice_contract::Prefix;
 use sluice_contract::overlay::TunnelProtocol;
+
+use super::ports::PortRange;
 
 /// `ETH_P_IP` and `ETH_P_IPV6`.
 const ETHERTYPE4: u16 = 0x0800;
@@ -41,6 +45,15 @@ impl Match {
                 keys: words(&v6.octets(), length, 24),
             },
         }
+    }
+
+    /// That comes from there.
+    fn from(mut self, range: Prefix) -> Self {
+        self.keys.extend(match range.address() {
+            IpAddr::V4(v4) => words(&v4.octets(), range.length(), 12),
+            IpAddr::V6(v6) => words(&v6.octets(), range.length(), 8),
+        });
+        self
     }
 
     fn is_v6(&self) -> bool {
@@ -125,30 +138,56 @@ fn words(octets: &[u8], length: u8, offset: u8) -> Vec<Key> {
 }
 
 const ICMP: u8 = 1;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;
+const SCTP: u8 = 132;
 const IP_IN_IP: [u8; 2] = [4, 41];
 
-/// All that belongs to the appliance.
-///
-/// `node`: the outer addresses; `direct`: the node's own pods, if peers send to them as they are.
-pub(super) fn matches(
-    protocol: TunnelProtocol,
-    port: u16,
-    node: &[IpAddr],
-    direct: &[Prefix],
-) -> Vec<Match> {
-    let mut all = Vec::new();
-    for address in node {
-        let to = || Match::to(*address, 128);
+/// What belongs to the appliance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claims {
+    pub(super) protocol: TunnelProtocol,
+    pub(super) port: u16,
+    /// The node's addresses.
+    pub(super) node: Vec<IpAddr>,
+    /// The node's own pods, if peers send to them as they are.
+    pub(super) direct: Vec<Prefix>,
+    /// All pods of the cluster, if some come without a tunnel.
+    pub(super) cluster: Vec<Prefix>,
+    /// Ports of the node that are Services', and those that stand for pods.
+    pub(super) ports: Vec<PortRange>,
+    pub(super) translated: Option<PortRange>,
+    /// Single ports: the protocol's number and the port.
+    pub(super) host_ports: BTreeSet<(u8, u16)>,
+    /// Addresses of Services outside the cluster's own ranges.
+    pub(super) services: Vec<Prefix>,
+}
+
+impl Claims {
+    /// All of it as filters.
+    pub(super) fn matches(&self) -> Vec<Match> {
+        let mut all = Vec::new();
+        for address in &self.node {
+            self.tunnel(*address, &mut all);
+            self.ports(*address, &mut all);
+            let same = |range: &&Prefix| range.address().is_ipv4() == address.is_ipv4();
+            let from = |range: &Prefix| Match::to(*address, 128).from(*range);
+            all.extend(self.cluster.iter().filter(same).map(from));
+        }
+        let ranges = self.direct.iter().chain(&self.services);
+        all.extend(ranges.map(|range| Match::to(range.address(), range.length())));
+        all
+    }
+
+    fn tunnel(&self, address: IpAddr, all: &mut Vec<Match>) {
+        let to = || Match::to(address, 128);
         let (icmp, kind) = match address {
             IpAddr::V4(_) => (ICMP, (0x0304_0000, 0xffff_0000)),
             IpAddr::V6(_) => (ICMP6, (0x0200_0000, 0xff00_0000)),
         };
         let complaint = || to().protocol(icmp).upper(0, kind.0, kind.1);
-        // Behind the ICMP header lies the IP header that is complained about, and behind that its ports.
-        let quoted = if address.is_ipv4() { 8 + 20 } else { 8 + 40 };
-        if protocol == TunnelProtocol::IpIp {
+        if self.protocol == TunnelProtocol::IpIp {
             all.extend(IP_IN_IP.map(|number| to().protocol(number)));
             for number in IP_IN_IP {
                 let (at, value, mask) = match address {
@@ -158,17 +197,55 @@ pub(super) fn matches(
                 all.push(complaint().upper(at, value, mask));
             }
         } else {
-            let port = u32::from(port);
+            let port = u32::from(self.port);
             all.push(to().protocol(UDP).upper(0, port, 0x0000_ffff));
-            all.push(complaint().upper(quoted, port, 0x0000_ffff));
+            all.push(complaint().upper(quoted_ports(address), port, 0x0000_ffff));
         }
     }
-    all.extend(
-        direct
-            .iter()
-            .map(|pods| Match::to(pods.address(), pods.length())),
-    );
-    all
+
+    fn ports(&self, address: IpAddr, all: &mut Vec<Match>) {
+        let to = || Match::to(address, 128);
+        for range in self.ports.iter().chain(&self.translated) {
+            for (value, mask) in range.masks() {
+                let (value, mask) = (u32::from(value), u32::from(mask));
+                all.extend(
+                    [TCP, UDP, SCTP].map(|number| to().protocol(number).upper(0, value, mask)),
+                );
+                all.push(error(address).upper(quoted_ports(address), value << 16, mask << 16));
+            }
+        }
+        for (value, mask) in self.translated.iter().flat_map(|range| range.masks()) {
+            let (value, mask) = (u32::from(value) << 16, u32::from(mask) << 16);
+            let (icmp, answer) = match address {
+                IpAddr::V4(_) => (ICMP, 0),
+                IpAddr::V6(_) => (ICMP6, 129 << 24),
+            };
+            let answer = to().protocol(icmp).upper(0, answer, 0xff00_0000);
+            all.push(answer.upper(4, value, mask));
+            // An error about an echo request quotes its id.
+            all.push(error(address).upper(quoted_ports(address) + 4, value, mask));
+        }
+        for (number, port) in &self.host_ports {
+            let port = u32::from(*port);
+            all.push(to().protocol(*number).upper(0, port, 0x0000_ffff));
+            let quoted = error(address).upper(quoted_ports(address), port << 16, 0xffff_0000);
+            all.push(quoted);
+        }
+    }
+}
+
+/// Errors of routers and hosts: ICMP types 3 and 11, ICMPv6 types 1 to 3.
+fn error(address: IpAddr) -> Match {
+    let to = Match::to(address, 128);
+    match address {
+        IpAddr::V4(_) => to.protocol(ICMP).upper(0, 3 << 24, 0xf7 << 24),
+        IpAddr::V6(_) => to.protocol(ICMP6).upper(0, 0, 0xfc << 24),
+    }
+}
+
+/// Behind the ICMP header lies the IP header that is complained about, and behind that its ports.
+const fn quoted_ports(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 8 + 20 } else { 8 + 40 }
 }
 
 #[cfg(test)]
@@ -197,11 +274,29 @@ mod tests {
         packet
     }
 
+    fn claims(protocol: TunnelProtocol, port: u16, node: &str) -> Claims {
+        Claims {
+            protocol,
+            port,
+            node: vec![node.parse().unwrap()],
+            direct: Vec::new(),
+            cluster: Vec::new(),
+            ports: Vec::new(),
+            translated: None,
+            host_ports: BTreeSet::new(),
+            services: Vec::new(),
+        }
+    }
+
+    fn prefix(address: &str, length: u8) -> Prefix {
+        Prefix::new(address.parse().unwrap(), length).unwrap()
+    }
+
     #[test]
     fn the_appliance_gets_its_own_and_nothing_else() {
-        let node: IpAddr = "192.168.0.1".parse().unwrap();
-        let pods = Prefix::new("10.244.1.0".parse().unwrap(), 24).unwrap();
-        let all = matches(TunnelProtocol::Vxlan, 8472, &[node], &[pods]);
+        let mut claims = claims(TunnelProtocol::Vxlan, 8472, "192.168.0.1");
+        claims.direct = vec![prefix("10.244.1.0", 24)];
+        let all = claims.matches();
         let taken = |packet: &[u8]| all.iter().any(|one| takes(one, packet));
         let vxlan = [0xc0, 0, 0x21, 0x18];
         let own = [192, 168, 0, 1];
@@ -229,8 +324,7 @@ mod tests {
 
     #[test]
     fn v02_the_same_over_ipv6_and_for_ip_in_ip() {
-        let node: IpAddr = "fd99::1".parse().unwrap();
-        let all = matches(TunnelProtocol::Geneve, 6081, &[node], &[]);
+        let all = claims(TunnelProtocol::Geneve, 6081, "fd99::1").matches();
         let mut packet = vec![0x60, 0, 0, 0, 0, 60, 17, 64];
         packet.extend([0; 16]);
         packet.extend([0xfd, 0x99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
@@ -238,12 +332,64 @@ mod tests {
         assert!(all.iter().any(|one| takes(one, &packet)));
         packet[39] = 2;
         assert!(!all.iter().any(|one| takes(one, &packet)));
-        let node: IpAddr = "192.168.0.1".parse().unwrap();
-        let all = matches(TunnelProtocol::IpIp, 0, &[node], &[]);
+        let all = claims(TunnelProtocol::IpIp, 0, "192.168.0.1").matches();
         let taken = |number| {
             let packet = packet4(number, [192, 168, 0, 1], &[]);
             all.iter().any(|one| takes(one, &packet))
         };
         assert!(taken(4) && taken(41) && !taken(17) && !taken(6));
+    }
+    #[test]
+    fn s08_e01_ports_of_services_and_answers_to_pods_are_the_appliances() {
+        let mut claims = claims(TunnelProtocol::Vxlan, 8472, "192.168.0.1");
+        claims.ports = vec!["30000-32767".parse().unwrap()];
+        claims.translated = Some("61440-65535".parse().unwrap());
+        claims.host_ports.insert((TCP, 8080));
+        claims.services = vec![prefix("203.0.113.7", 32)];
+        claims.cluster = vec![prefix("10.244.0.0", 16)];
+        let all = claims.matches();
+        let taken = |packet: &[u8]| all.iter().any(|one| takes(one, packet));
+        let own = [192, 168, 0, 1];
+        let to_port = |protocol, port: u16| {
+            let [high, low] = port.to_be_bytes();
+            taken(&packet4(protocol, own, &[0xc0, 0, high, low]))
+        };
+        for port in [30000, 31234, 32767, 61440, 65535] {
+            assert!(
+                [TCP, UDP, SCTP]
+                    .iter()
+                    .all(|protocol| to_port(*protocol, port)),
+                "{port}"
+            );
+        }
+        for port in [22, 6443, 10250, 29999, 32768, 45000, 60999, 61439] {
+            assert!(
+                ![TCP, UDP, SCTP]
+                    .iter()
+                    .any(|protocol| to_port(*protocol, port)),
+                "{port}"
+            );
+        }
+        assert!(to_port(TCP, 8080) && !to_port(UDP, 8080));
+        let answer = |id: [u8; 2]| taken(&packet4(ICMP, own, &[0, 0, 0, 0, id[0], id[1], 0, 1]));
+        assert!(answer([0xf1, 2]) && !answer([0x12, 2]));
+        assert!(
+            !taken(&packet4(ICMP, own, &[8, 0, 0, 0, 0xf1, 2, 0, 1])),
+            "a ping of the node"
+        );
+        for kind in [3, 11] {
+            let about = |port: u16| {
+                let [high, low] = port.to_be_bytes();
+                let mut error = vec![kind, 1, 0, 0, 0, 0, 0, 0];
+                error.extend(packet4(UDP, [9, 9, 9, 9], &[high, low, 0, 53]));
+                taken(&packet4(ICMP, own, &error))
+            };
+            assert!(about(62000) && about(30080) && !about(45000), "type {kind}");
+        }
+        assert!(taken(&packet4(TCP, [203, 0, 113, 7], &[0; 4])));
+        assert!(!taken(&packet4(TCP, [203, 0, 113, 8], &[0; 4])));
+        let mut of_a_pod = packet4(TCP, own, &[0xc0, 0, 0, 22]);
+        of_a_pod[12..16].copy_from_slice(&[10, 244, 7, 7]);
+        assert!(taken(&of_a_pod));
     }
 }

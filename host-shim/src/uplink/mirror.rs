@@ -6,18 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use sluice_contract::Mac;
+use sluice_contract::{Mac, Prefix};
 
 use crate::wiring::netlink::{Netlink, family, host_prefix};
 
@@ -43,11 +45,12 @@ impl Changes {
         Ok(Self(socket))
     }
 
-    /// Waits for a change, `milliseconds` at most, and takes in all that have come.
-    pub(super) fn wait(&self, milliseconds: u16) {
+    /// Waits for a change, `milliseconds` at most, and takes in all that have come; whether there was one.
+    pub(super) fn wait(&self, milliseconds: u16) -> bool {
         let mut events = [PollFd::new(self.descriptor(), PollFlags::POLLIN)];
         let heard = nix::poll::poll(&mut events, PollTimeout::from(milliseconds));
-        if heard.is_ok_and(|n| n > 0) {
+        let heard = heard.is_ok_and(|n| n > 0);
+        if heard {
             // An overflow is a change as well.
             loop {
                 let _ = self.0.recv_from_full();
@@ -58,6 +61,7 @@ impl Changes {
                 }
             }
         }
+        heard
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -129,6 +133,88 @@ fn read_route(route: &RouteMessage, to: IpAddr) -> Option<Route> {
         }
     }
     (read.interface != 0).then_some(read)
+}
+
+/// A row of the host's main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TableRow {
+    pub(super) range: Prefix,
+    /// The lowest wins.
+    metric: u32,
+    pub(super) interface: u32,
+    /// None: the range is on the link itself.
+    pub(super) gateway: Option<IpAddr>,
+}
+
+/// The host's main table: of several rows for a range the one that counts. Rows with several next hops count by their first.
+///
+/// # Errors
+/// As the kernel says.
+pub(super) fn table(netlink: &mut Netlink) -> io::Result<Vec<TableRow>> {
+    let mut all = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = family;
+        let dump = RouteNetlinkMessage::GetRoute(ask);
+        netlink.request(dump, NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewRoute(route) = answer
+                && route.header.table == RouteHeader::RT_TABLE_MAIN
+                && route.header.kind == RouteType::Unicast
+            {
+                all.extend(read_row(&route));
+            }
+        })?;
+    }
+    all.sort();
+    all.dedup_by_key(|row| row.range);
+    Ok(all)
+}
+
+fn read_row(route: &RouteMessage) -> Option<TableRow> {
+    let any: IpAddr = match route.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let to = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    });
+    let to = to.unwrap_or(any);
+    let metric = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    let hops = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::MultiPath(hops) => hops.first(),
+        _ => None,
+    });
+    let of = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|a| match a {
+            RouteAttribute::Gateway(RouteAddress::Inet(v4))
+            | RouteAttribute::Via(RouteVia::Inet(v4)) => Some(IpAddr::V4(*v4)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6))
+            | RouteAttribute::Via(RouteVia::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+            _ => None,
+        })
+    };
+    let (interface, gateway) = match hops {
+        Some(hop) => (hop.interface_index, of(&hop.attributes)),
+        None => {
+            let interface = route.attributes.iter().find_map(|a| match a {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+            (interface?, of(&route.attributes))
+        }
+    };
+    Some(TableRow {
+        range: Prefix::new(to, route.header.destination_prefix_length)?,
+        metric: metric.unwrap_or(0),
+        interface,
+        gateway,
+    })
 }
 
 /// All neighbors on an interface.

@@ -1,36 +1,41 @@
 //! The uplink: a tap beside the node's network card, tc filters that bring the appliance its own, and the rows that tell
-//! it how to reach the other nodes.
+//! it how to reach the other nodes and the outside.
 //!
-//! `filter` says what belongs to the appliance, `mirror` what the host knows of the underlay, `rows` makes rows of both.
-//! A thread follows the host's changes and puts rows that differ.
+//! `filter` says what belongs to the appliance, `mirror` what the host knows of the underlay, `neighbors` whom of it the
+//! appliance is told of, `rows` makes rows and filters of it all. A thread follows the host's changes and puts what differs.
 
 pub mod config;
 mod filter;
+mod follow;
 mod mirror;
+mod neighbors;
+pub mod ports;
+mod reserved;
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use sluice_contract::{Key, Row};
+use sluice_contract::Prefix;
 
-use self::config::{SegmentationBy, UplinkConfig, parse_prefix};
+use self::config::{SegmentationBy, UplinkConfig};
+use self::follow::Following;
 use self::mirror::Changes;
+use self::neighbors::Asked;
+use self::reserved::Reserved;
 use crate::control::Control;
 use crate::wiring::netlink::{Change, Netlink};
 use crate::wiring::{quiet, tap};
 
 /// The tap beside the card.
 pub const TAP: &str = "sluplink";
-/// The longest time in which a change is noticed that the kernel does not tell of.
-const TICK_MS: u16 = 1000;
-/// How long further changes are waited for before rows are made, so that a burst of them costs one change.
-const SETTLE_MS: u16 = 20;
+/// Neighbors to be found that may wait.
+const FINDS: usize = 16;
 
 /// What of the uplink cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -41,20 +46,47 @@ pub struct UplinkError {
     pub source: io::Error,
 }
 
+/// What the thread and others share.
+#[derive(Debug, Default)]
+struct Shared {
+    ending: AtomicBool,
+    /// Single ports of the node that lead to pods: the protocol's number and the port.
+    host_ports: Mutex<BTreeSet<(u8, u16)>>,
+    problems: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    fn host_ports(&self) -> MutexGuard<'_, BTreeSet<(u8, u16)>> {
+        self.host_ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn problems(&self) -> MutexGuard<'_, Vec<String>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The running uplink.
 #[derive(Debug)]
 pub struct Uplink {
     interface: String,
-    ending: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     follower: Option<JoinHandle<()>>,
+    reserved: Reserved,
 }
 
 impl Uplink {
     /// Makes the tap and the filters and tells the appliance of the other nodes. The tap is for the trunk's link 1.
+    /// `cluster`: the ranges of all pods and Services.
     ///
     /// # Errors
     /// The step that failed; what was made before is taken back.
-    pub fn start(config: &UplinkConfig, control: &Control) -> Result<(Self, File), UplinkError> {
+    pub fn start(
+        config: &UplinkConfig,
+        cluster: Vec<Prefix>,
+        control: &Control,
+    ) -> Result<(Self, File), UplinkError> {
         let failed = |step| {
             let interface = config.interface.clone();
             move |source| UplinkError {
@@ -69,12 +101,14 @@ impl Uplink {
             .interface(&config.interface)
             .and_then(|card| card.ok_or_else(|| io::ErrorKind::NotFound.into()))
             .map_err(failed("find the network card"))?;
+        if card.master.is_some() {
+            let source = io::Error::other(
+                "it is part of a bond, a bridge or the like: name that as the uplink, not its part",
+            );
+            return Err(failed("use the network card")(source));
+        }
         // What a life before this one has left there leads nowhere now.
         let _ = netlink.unredirect(card.index);
-        let mut follower = rows::Follower::new(config.clone());
-        let first = follower
-            .rows(&mut netlink)
-            .map_err(failed("read the host's tables"))?;
         let tap = match config.segmentation {
             SegmentationBy::Auto => tap::attach_for_tunnels(TAP),
             SegmentationBy::Daemon => tap::attach(TAP),
@@ -93,50 +127,58 @@ impl Uplink {
         netlink
             .redirect(index, card.index)
             .map_err(failed("redirect the tap to the card"))?;
-        let direct: Vec<_> = config.pods.iter().filter_map(|p| parse_prefix(p)).collect();
-        let direct = if config.peers.iter().any(|peer| peer.direct) {
-            direct
-        } else {
-            Vec::new()
-        };
-        let tunnel = &config.tunnel;
-        let own: Vec<IpAddr> = follower.addresses().to_vec();
-        let matches = filter::matches(tunnel.protocol.into(), tunnel.port, &own, &direct);
-        let filtered = matches.iter().try_for_each(|one| {
-            netlink.redirect_matching(card.index, index, one.ethertype, one.selector())
-        });
-        if let Err(error) = filtered {
-            let _ = netlink.unredirect(card.index);
-            return Err(failed("redirect the card to the tap")(error));
-        }
-        control.put(first.values().cloned());
-        let ending = Arc::new(AtomicBool::new(false));
-        let (stop, control) = (ending.clone(), control.clone());
-        let thread = std::thread::Builder::new()
-            .name("uplink".into())
-            .spawn(move || {
-                follow(
-                    &changes,
-                    &mut netlink,
-                    &mut follower,
-                    first,
-                    &control,
-                    &stop,
-                );
-            })
-            .map_err(failed("follow the host's changes"))?;
-        tracing::info!(interface = %config.interface, peers = config.peers.len(), "uplink in use");
+        let reserved = Reserved::keep(config.snat_ports)
+            .map_err(failed("keep the host's programs off the pods' ports"))?;
+        let shared = Arc::<Shared>::default();
+        let follower = rows::Follower::new(config.clone(), cluster);
+        let asked = follower.asked();
+        let mut following = Following::new(follower, netlink, (card.index, index), shared.clone());
+        let began = following.begin(control);
         let uplink = Self {
             interface: config.interface.clone(),
-            ending,
-            follower: Some(thread),
+            shared: shared.clone(),
+            follower: None,
+            reserved,
         };
+        let threads = began
+            .map_err(failed("redirect the card to the tap"))
+            .and_then(|()| {
+                let found = find_neighbors(control, card.index, asked);
+                found.map_err(failed("find neighbors"))
+            })
+            .and_then(|()| {
+                let control = control.clone();
+                let thread = std::thread::Builder::new().name("uplink".into());
+                let run = move || following.run(&changes, &control);
+                thread
+                    .spawn(run)
+                    .map_err(failed("follow the host's changes"))
+            });
+        let mut uplink = uplink;
+        match threads {
+            Ok(thread) => uplink.follower = Some(thread),
+            Err(error) => {
+                uplink.stop();
+                return Err(error);
+            }
+        }
+        tracing::info!(interface = %config.interface, peers = config.peers.len(), "uplink in use");
         Ok((uplink, tap))
+    }
+
+    /// The ports of the node that lead to pods, by the protocol's number; besides those of Services.
+    pub fn set_host_ports(&self, ports: BTreeSet<(u8, u16)>) {
+        *self.shared.host_ports() = ports;
+    }
+
+    /// What is not as it should be, one sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        self.shared.problems().clone()
     }
 
     /// Gives the card back to the host. The tap goes with its last descriptor.
     pub fn stop(&mut self) {
-        self.ending.store(true, Ordering::Release);
+        self.shared.ending.store(true, Ordering::Release);
         if let Some(thread) = self.follower.take() {
             // It has nothing to say.
             let _ = thread.join();
@@ -145,37 +187,31 @@ impl Uplink {
             let card = netlink.index(&self.interface)?;
             netlink.unredirect(card)
         });
-        if let Err(error) = given_back {
+        if let Err(error) = given_back.and_then(|()| self.reserved.give_back()) {
             tracing::warn!(interface = %self.interface, %error, "the card keeps its filters");
         }
     }
 }
 
-fn follow(
-    changes: &Changes,
-    netlink: &mut Netlink,
-    follower: &mut rows::Follower,
-    mut present: BTreeMap<Key, Row>,
-    control: &Control,
-    ending: &AtomicBool,
-) {
-    while !ending.load(Ordering::Acquire) {
-        changes.wait(TICK_MS / 4);
-        changes.wait(SETTLE_MS);
-        match follower.rows(netlink) {
-            Ok(rows) => {
-                let changed: Vec<Row> = rows
-                    .iter()
-                    .filter(|(key, row)| present.get(key) != Some(row))
-                    .map(|(_, row)| row.clone())
-                    .collect();
-                if !changed.is_empty() {
-                    tracing::info!(rows = changed.len(), "the underlay has changed");
-                    control.put(changed);
+/// Has the kernel find neighbors that packets in the appliance wait for.
+fn find_neighbors(control: &Control, card: u32, asked: Asked) -> io::Result<()> {
+    let (sender, wanted) = mpsc::sync_channel::<IpAddr>(FINDS);
+    let mut netlink = Netlink::open()?;
+    let find = move || {
+        for address in wanted {
+            let on_link = mirror::route(&mut netlink, address)
+                .is_ok_and(|route| route.interface == card && route.next_hop == address);
+            if on_link {
+                asked.add(address);
+                if let Err(error) = mirror::resolve(&mut netlink, card, address) {
+                    tracing::debug!(%address, %error, "neighbor cannot be asked for");
                 }
-                present = rows;
             }
-            Err(error) => tracing::warn!(%error, "the host's tables cannot be read"),
         }
-    }
+    };
+    std::thread::Builder::new()
+        .name("neighbors".into())
+        .spawn(find)?;
+    control.find_neighbors(sender);
+    Ok(())
 }

@@ -16,6 +16,9 @@ use netlink_packet_route::address::{
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -40,6 +43,18 @@ pub struct Interface {
     pub mac: Mac,
     pub mtu: u16,
     pub up: bool,
+    /// The interface it is a part of: a bond, a bridge.
+    pub master: Option<u32>,
+}
+
+/// A route by a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatewayRoute {
+    /// The range: its first address and the length of its prefix.
+    pub to: (IpAddr, u8),
+    pub gateway: IpAddr,
+    /// The source of what the host itself sends there.
+    pub source: IpAddr,
 }
 
 /// What to change of an interface.
@@ -62,8 +77,11 @@ pub struct Netlink {
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// `ETH_P_ALL`, in network byte order as `tcm_info` wants it.
 const ALL_PROTOCOLS: u16 = 3u16.to_be();
-/// Priorities of the filters on interfaces that are not ours, by family: by these they are found again.
-const MATCHING: [u16; 2] = [0x534c, 0x534d];
+/// Priorities of the filters on interfaces that are not ours, by set and family: by these they are found again. There are two
+/// sets, so that one can be made before the other goes.
+const MATCHING: [[u16; 2]; 2] = [[0x534c, 0x534d], [0x534e, 0x534f]];
+/// The families' EtherTypes.
+const ETHERTYPES: [u16; 2] = [0x0800, 0x86dd];
 
 impl Netlink {
     /// Opens a socket to the calling thread's namespace.
@@ -96,6 +114,7 @@ impl Netlink {
                     mac: mac_of(&link),
                     mtu: mtu_of(&link),
                     up: link.header.flags.contains(LinkFlags::Up),
+                    master: master_of(&link),
                 });
             }
         });
@@ -226,6 +245,48 @@ impl Netlink {
         )
     }
 
+    /// Adds or replaces a route by a gateway that is on the link itself.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add_gateway_route(&mut self, index: u32, route: &GatewayRoute) -> io::Result<()> {
+        let (to, length) = route.to;
+        let mut message = self.route(index, family(to));
+        message.header.destination_prefix_length = length;
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.extend([
+            RouteAttribute::Destination(to.into()),
+            RouteAttribute::Gateway(route.gateway.into()),
+            RouteAttribute::PrefSource(route.source.into()),
+        ]);
+        self.order(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Names the MAC behind an address for good.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add_neighbor(&mut self, index: u32, address: IpAddr, mac: Mac) -> io::Result<()> {
+        let mut row = NeighbourMessage::default();
+        row.header.family = family(address);
+        row.header.ifindex = index;
+        row.header.state = NeighbourState::Permanent;
+        row.attributes = vec![
+            NeighbourAttribute::Destination(match address {
+                IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+                IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+            }),
+            NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+        ];
+        self.order(
+            RouteNetlinkMessage::NewNeighbour(row),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
     fn route(&self, index: u32, family: AddressFamily) -> RouteMessage {
         let mut route = RouteMessage::default();
         route.header.address_family = family;
@@ -250,7 +311,7 @@ impl Netlink {
     }
 
     /// Sends what matches and comes in on `from` out on `to`, before any protocol sees it. An interface that is not ours
-    /// alone: what else hangs there stays.
+    /// alone: what else hangs there stays. `place`: the set of filters and the EtherType.
     ///
     /// # Errors
     /// As the kernel says.
@@ -258,7 +319,7 @@ impl Netlink {
         &mut self,
         from: u32,
         to: u32,
-        ethertype: u16,
+        (set, ethertype): (usize, u16),
         selector: TcU32Selector,
     ) -> io::Result<()> {
         match self.order(
@@ -268,10 +329,8 @@ impl Netlink {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
             _ => {}
         }
-        let priority = match ethertype {
-            0x0800 => MATCHING[0],
-            _ => MATCHING[1],
-        };
+        let family = usize::from(ethertype != ETHERTYPES[0]);
+        let priority = MATCHING[set % MATCHING.len()][family];
         self.add_filter(from, to, (priority, ethertype.to_be()), selector)
     }
 
@@ -280,7 +339,16 @@ impl Netlink {
     /// # Errors
     /// As the kernel says.
     pub fn unredirect(&mut self, from: u32) -> io::Result<()> {
-        for (priority, ethertype) in MATCHING.into_iter().zip([0x0800u16, 0x86dd]) {
+        (0..MATCHING.len()).try_for_each(|set| self.unredirect_set(from, set))
+    }
+
+    /// Takes back one set of filters.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn unredirect_set(&mut self, from: u32, set: usize) -> io::Result<()> {
+        let priorities = MATCHING[set % MATCHING.len()];
+        for (priority, ethertype) in priorities.into_iter().zip(ETHERTYPES) {
             let filter = filter_at(from, (priority, ethertype.to_be()));
             match self.order(RouteNetlinkMessage::DelTrafficFilter(filter), 0) {
                 Err(error)
@@ -416,6 +484,13 @@ fn kind_of(link: &LinkMessage) -> String {
         _ => None,
     });
     kind.unwrap_or_default()
+}
+
+fn master_of(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    })
 }
 
 fn mtu_of(link: &LinkMessage) -> u16 {

@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
-use sluice_tests::{bench, claims, policy, signals};
+use sluice_tests::{bench, claims, cluster_claims, policy, signals};
 use std::path::PathBuf;
 
 /// Nodes and pods in network namespaces: shown, measured, and gone without a trace
@@ -85,34 +86,12 @@ impl Checklist {
 }
 
 fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
-    anyhow::ensure!(
-        nodes == 1,
-        "NODES={nodes}: only one node can be shown so far"
-    );
     let before = Snapshot::take()?;
     let mut list = Checklist::default();
-    for wiring in [Wiring::Veth, Wiring::Tap] {
-        signals::go_on()?;
-        println!("one node, two pods, wiring {}:", wiring.word());
-        let plan = Plan {
-            isolation: isolation.to_owned(),
-            wiring,
-            ..Plan::default()
-        };
-        match Lab::start(&plan) {
-            Ok(mut lab) => claims_of(&mut list, &mut lab, pings),
-            Err(error) => list.line("the node starts", Err(error)),
-        }
-    }
-    signals::go_on()?;
-    println!("one node that follows manifests:");
-    let plan = Plan {
-        isolation: isolation.to_owned(),
-        ..Plan::default()
-    };
-    match policy::start(&plan) {
-        Ok(lab) => claims_of_policy(&mut list, &lab),
-        Err(error) => list.line("the node starts", Err(error)),
+    match u8::try_from(nodes) {
+        Ok(1) => one_node(&mut list, isolation, pings)?,
+        Ok(nodes @ 2..=9) => many_nodes(&mut list, nodes)?,
+        _ => anyhow::bail!("NODES={nodes}: 1 to 9 can be shown"),
     }
     signals::go_on()?;
     let left = Snapshot::take()?.added_since(&before, None);
@@ -127,6 +106,59 @@ fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
     println!("{} passed, {} failed", list.passed, list.failed);
     if list.failed > 0 {
         std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// Several nodes on one wire, in every mode.
+fn many_nodes(list: &mut Checklist, nodes: u8) -> Result<()> {
+    for (mode, six) in [
+        (Mode::Vxlan, false),
+        (Mode::Vxlan, true),
+        (Mode::Geneve, false),
+        (Mode::Geneve, true),
+        (Mode::Direct, false),
+    ] {
+        signals::go_on()?;
+        let wire = if six { "IPv6" } else { "IPv4" };
+        println!("{nodes} nodes, {} over {wire}:", mode.word());
+        let cluster = match Cluster::start(nodes, mode, six) {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                list.line("the nodes start", Err(error));
+                continue;
+            }
+        };
+        for (claim, show) in cluster_claims::ALL {
+            list.line(claim, show(&cluster));
+        }
+    }
+    Ok(())
+}
+
+fn one_node(list: &mut Checklist, isolation: &str, pings: u32) -> Result<()> {
+    for wiring in [Wiring::Veth, Wiring::Tap] {
+        signals::go_on()?;
+        println!("one node, two pods, wiring {}:", wiring.word());
+        let plan = Plan {
+            isolation: isolation.to_owned(),
+            wiring,
+            ..Plan::default()
+        };
+        match Lab::start(&plan) {
+            Ok(mut lab) => claims_of(list, &mut lab, pings),
+            Err(error) => list.line("the node starts", Err(error)),
+        }
+    }
+    signals::go_on()?;
+    println!("one node that follows manifests:");
+    let plan = Plan {
+        isolation: isolation.to_owned(),
+        ..Plan::default()
+    };
+    match policy::start(&plan) {
+        Ok(lab) => claims_of_policy(list, &lab),
+        Err(error) => list.line("the node starts", Err(error)),
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Deserialize;
+use sluice_contract::overlay::NextHopId;
 use sluice_contract::row::{LinkRow, NodeRow, RouteRow};
 use sluice_contract::{Identity, LinkId, Mac, Row};
 
@@ -171,24 +172,17 @@ impl Link {
 #[serde(deny_unknown_fields)]
 pub(super) struct Route {
     prefix: PrefixText,
-    link: String,
-    next_hop: MacText,
+    next_hop: Option<u16>,
 }
 
 impl Route {
-    pub(super) fn put(&self, links: &Links, at: usize, rows: &mut Rows) -> Result<(), TablesError> {
-        let place = format!("routes[{at}]");
-        let link = links.id(&self.link).ok_or_else(|| {
-            TablesError::value(format!("{place}.link: There is no {:?}", self.link))
-        })?;
+    pub(super) fn put(&self, at: usize, rows: &mut Rows) {
         rows.put(
-            place,
+            format!("routes[{at}]"),
             Row::Route(RouteRow {
                 prefix: self.prefix.0,
-                link,
-                next_hop: self.next_hop.0,
+                next_hop: self.next_hop.map(NextHopId),
             }),
         );
-        Ok(())
     }
 }

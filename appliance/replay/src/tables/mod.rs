@@ -124,9 +124,6 @@ impl Document {
             let row = row.map_err(|what| TablesError::value(format!("links[{at}].{what}")))?;
             rows.put(format!("links[{at}]"), row);
         }
-        for (at, route) in self.routes.iter().enumerate() {
-            route.put(&links, at, &mut rows)?;
-        }
         for (at, range) in self.prefixes.iter().enumerate() {
             rows.put(format!("prefixes[{at}]"), range.row());
         }
@@ -142,6 +139,9 @@ impl Document {
         self.services.put(&mut rows)?;
         self.policy.put(&links, &mut rows)?;
         self.overlay.put(&mut rows);
+        for (at, route) in self.routes.iter().enumerate() {
+            route.put(at, &mut rows);
+        }
         Ok(Tables {
             seed: self.seed,
             capacity: match self.capacity {

@@ -64,6 +64,7 @@ impl Tunnel {
 #[serde(deny_unknown_fields)]
 struct NextHop {
     id: u16,
+    address: IpAddr,
     mac: Option<MacText>,
 }
 
@@ -108,6 +109,7 @@ impl Overlay {
         for (at, hop) in self.next_hops.iter().enumerate() {
             let row = NextHopRow {
                 id: NextHopId(hop.id),
+                address: hop.address,
                 mac: hop.mac.map(|mac| mac.0),
             };
             put(format!("overlay.next_hops[{at}]"), OverlayRow::NextHop(row));

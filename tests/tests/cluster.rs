@@ -1,0 +1,83 @@
+//! Several nodes of ours on one wire: every claim of `cluster_claims`, in every mode and over both families.
+
+use sluice_tests::cluster::{Cluster, Mode};
+use sluice_tests::cluster_claims::{self as claims, Claim};
+use sluice_tests::need;
+use sluice_tests::need::Need::{Kvm, Root, Tool};
+
+/// Shows claims on a cluster; what the nodes say is printed if one fails.
+fn show(nodes: u8, mode: Mode, six: bool, claims: &[(&str, Claim)]) {
+    let cluster = Cluster::start(nodes, mode, six).expect("a cluster");
+    for (name, claim) in claims {
+        match claim(&cluster) {
+            Ok(seen) => println!(
+                "{} over {}: {name}: {seen}",
+                mode.word(),
+                if six { "IPv6" } else { "IPv4" }
+            ),
+            Err(error) => {
+                eprintln!("{}", cluster.words());
+                panic!("{} six={six}: {name}: {error:#}", mode.word());
+            }
+        }
+    }
+}
+
+const ACROSS: (&str, Claim) = ("pods of two nodes", claims::pods_talk_across_nodes);
+const HOSTS: (&str, Claim) = ("nodes and pods", claims::nodes_and_pods_talk);
+
+#[test]
+fn o01_o11_w06_pods_and_nodes_talk_through_vxlan_and_geneve_over_both_families() {
+    need!(
+        "o01_o11_w06_pods_and_nodes_talk_through_vxlan_and_geneve_over_both_families",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("tcpdump"),
+        Tool("tshark")
+    );
+    show(2, Mode::Vxlan, false, &[ACROSS, HOSTS]);
+    show(2, Mode::Vxlan, true, &[ACROSS]);
+    show(2, Mode::VxlanGbp, false, &[ACROSS]);
+    show(2, Mode::Geneve, false, &[ACROSS]);
+    show(2, Mode::Geneve, true, &[ACROSS, HOSTS]);
+}
+
+#[test]
+fn o10_o17_w06_pods_and_nodes_talk_without_a_tunnel() {
+    need!(
+        "o10_o17_w06_pods_and_nodes_talk_without_a_tunnel",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("tcpdump"),
+        Tool("tshark")
+    );
+    show(2, Mode::Direct, false, &[ACROSS, HOSTS]);
+}
+
+#[test]
+fn e01_b01_pods_and_the_outside_reach_each_other_and_the_hosts_own_stays_the_hosts() {
+    need!(
+        "e01_b01_pods_and_the_outside_reach_each_other_and_the_hosts_own_stays_the_hosts",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("tcpdump"),
+        Tool("tshark")
+    );
+    show(
+        3,
+        Mode::Vxlan,
+        false,
+        &[
+            ("three nodes", ACROSS.1),
+            ("egress", claims::pods_reach_the_outside_as_their_node),
+            ("host ports", claims::the_outside_reaches_host_ports),
+            (
+                "the host's own",
+                claims::the_hosts_own_traffic_stays_the_hosts,
+            ),
+        ],
+    );
+}
