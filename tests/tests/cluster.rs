@@ -1,5 +1,6 @@
 //! Several nodes of ours on one wire: every claim of `cluster_claims`, in every mode and over both families.
 
+use anyhow::{Context as _, Result};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::cluster_claims::{self as claims, Claim};
 use sluice_tests::need;
@@ -7,20 +8,20 @@ use sluice_tests::need::Need::{Kvm, Root, Tool};
 
 /// Shows claims on a cluster; what the nodes say is printed if one fails.
 fn show(nodes: u8, mode: Mode, six: bool, claims: &[(&str, Claim)]) {
-    let cluster = Cluster::start(nodes, mode, six).expect("a cluster");
+    shown(nodes, mode, six, claims).expect("every claim holds");
+}
+
+fn shown(nodes: u8, mode: Mode, six: bool, claims: &[(&str, Claim)]) -> Result<()> {
+    let cluster = Cluster::start(nodes, mode, six)?;
     for (name, claim) in claims {
-        match claim(&cluster) {
-            Ok(seen) => println!(
-                "{} over {}: {name}: {seen}",
-                mode.word(),
-                if six { "IPv6" } else { "IPv4" }
-            ),
-            Err(error) => {
-                eprintln!("{}", cluster.words());
-                panic!("{} six={six}: {name}: {error:#}", mode.word());
-            }
+        let on = format!("{} over {}", mode.word(), if six { "IPv6" } else { "IPv4" });
+        let seen = claim(&cluster).with_context(|| format!("{on}: {name}"));
+        if seen.is_err() {
+            eprintln!("{}", cluster.words());
         }
+        println!("{on}: {name}: {}", seen?);
     }
+    Ok(())
 }
 
 const ACROSS: (&str, Claim) = ("pods of two nodes", claims::pods_talk_across_nodes);
