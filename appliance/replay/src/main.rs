@@ -55,7 +55,7 @@ Exit status: 0 replayed (whatever the verdicts), 1 a file cannot be used, and st
 enum Output {
     /// A line per frame and a summary, for people
     Text,
-    /// A JSON object per frame, one a line, and {\"summary\": …} at the end
+    /// A JSON object per frame, one a line, and one with the summary at the end
     Json,
     /// The summary alone
     Summary,

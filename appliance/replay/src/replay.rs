@@ -29,7 +29,7 @@ const SWEEP_BUDGET: usize = 1 << 16;
 /// Why a replay ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    #[error("{0}")]
+    #[error(transparent)]
     Capture(#[from] ReadError),
     #[error("{path}: The dataplane refuses it: {field:?}: {reason:?}")]
     Refused {

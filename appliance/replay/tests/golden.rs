@@ -140,3 +140,41 @@ fn the_example_gives_the_stored_result_byte_by_byte() {
     same("result.pcapng", &std::fs::read(&result).unwrap());
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+#[test]
+fn what_cannot_be_used_is_named_once_by_file_and_cause() {
+    let cut = std::env::temp_dir().join(format!("sluice-cut-{}.pcapng", std::process::id()));
+    let whole = std::fs::read(example("traffic.pcapng")).unwrap();
+    std::fs::write(&cut, &whole[..2_000]).unwrap();
+    let said = |input: &std::path::Path, more: &[&str]| {
+        let ran = Command::new(env!("CARGO_BIN_EXE_sluice-replay"))
+            .arg("--tables")
+            .arg(example("tables.json"))
+            .arg("--in")
+            .arg(input)
+            .args(["-o", "summary"])
+            .args(more)
+            .output()
+            .unwrap();
+        assert_eq!(ran.status.code(), Some(1));
+        String::from_utf8(ran.stderr).unwrap()
+    };
+    let says = format!(
+        "sluice-replay: {}: Packet 15: The file ends within it\n",
+        cut.display()
+    );
+    assert_eq!(said(&cut, &[]), says);
+    let says = said(&example("tables.json"), &[]);
+    assert!(
+        says.ends_with("tables.json: This is no pcapng capture\n"),
+        "{says}"
+    );
+    let says = said(&cut, &["--map", "eth0=pod:nobody"]);
+    let wanted = "--map: there is no link \"pod:nobody\" in the tables; there are: uplink, host, pod:client, pod:db-0, pod:db-1\n";
+    assert!(says.ends_with(wanted), "{says}");
+    let before = std::fs::read(&cut).unwrap();
+    let says = said(&cut, &["--out", cut.to_str().unwrap()]);
+    assert!(says.contains("--out would overwrite --in"), "{says}");
+    assert_eq!(std::fs::read(&cut).unwrap(), before);
+    std::fs::remove_file(&cut).unwrap();
+}
