@@ -16,8 +16,11 @@ use super::desired::{Change, Desired};
 
 /// First and longest wait for an answer to `Hello`: a guest boots in milliseconds under KVM, in seconds under TCG.
 const GREETING: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
-/// Longest wait for the answer to a commit or a ping.
+/// Longest wait for the answer to a ping.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to a commit. A guest with large tables brings its shadow copies up to date before it reads
+/// on, which takes seconds on a busy machine; giving up earlier would begin all of it anew.
+const COMMITTED: Duration = Duration::from_secs(30);
 /// Silence after which the guest is asked whether it is there.
 const QUIET: Duration = Duration::from_secs(5);
 /// First and longest pause before a session that follows a broken one.
@@ -360,7 +363,7 @@ impl Session {
         self.phase = Phase::Committing {
             generation,
             revision,
-            until: now + PATIENCE,
+            until: now + COMMITTED,
         };
     }
 
