@@ -10,7 +10,8 @@
 //! * [`cni`]: a node that a runtime adds pods to, called as a runtime calls it.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
 //! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
-//! * [`cluster`]: several nodes of ours and the outside; [`cluster_claims`]: what they must show; [`capture`]: who judges it.
+//! * [`cluster`]: several nodes of ours and the outside; [`cluster_claims`]: what they must show; [`cluster_trouble`]: what
+//!   befalls them; [`capture`]: who judges it.
 //! * [`qemu`]: the image alone under QEMU.
 //! * [`bridge`], [`mod@bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
@@ -21,6 +22,7 @@ pub mod capture;
 pub mod claims;
 pub mod cluster;
 pub mod cluster_claims;
+pub mod cluster_trouble;
 pub mod cni;
 pub mod command;
 pub mod cpu;

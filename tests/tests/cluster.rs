@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::cluster_claims::{self as claims, Claim};
+use sluice_tests::cluster_trouble as trouble;
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
 
@@ -81,4 +82,33 @@ fn e01_b01_pods_and_the_outside_reach_each_other_and_the_hosts_own_stays_the_hos
             ),
         ],
     );
+}
+
+#[test]
+fn o16_pods_find_each_other_again_whatever_befalls_the_underlay() {
+    need!(
+        "o16_pods_find_each_other_again_whatever_befalls_the_underlay",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("tc")
+    );
+    let mut cluster = Cluster::start(2, Mode::Vxlan, false).expect("a cluster");
+    type Trouble = fn(&mut Cluster) -> Result<String>;
+    let all: [(&str, Trouble); 4] = [
+        ("a peer's MAC changes", trouble::a_peers_mac_changes),
+        ("the uplink flaps", trouble::the_uplink_flaps),
+        ("a peer is replaced", trouble::a_peer_is_replaced),
+        (
+            "the underlay loses packets",
+            trouble::the_underlay_loses_packets,
+        ),
+    ];
+    for (name, befall) in all {
+        let seen = befall(&mut cluster);
+        if seen.is_err() {
+            eprintln!("{}", cluster.words());
+        }
+        println!("{name}: {}", seen.expect(name));
+    }
 }

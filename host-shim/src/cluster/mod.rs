@@ -216,6 +216,11 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
             Undescribed::Unlabelled
         },
         node_addresses: config.cni.node_addresses.clone(),
+        // What the uplink brings to the appliance, and nothing else.
+        nat_ports: config
+            .uplink
+            .as_ref()
+            .map(|uplink| (uplink.snat_ports.first(), uplink.snat_ports.last())),
         ..ModelConfig::default()
     }
 }

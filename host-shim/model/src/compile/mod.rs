@@ -54,6 +54,8 @@ pub struct Config {
     pub maglev: Maglev,
     /// How the node translates; unless given, to its own addresses in the usual way.
     pub nat: Option<NatRow>,
+    /// The ports that stand for pods in that usual way, first and last; the usual ones unless given.
+    pub nat_ports: Option<(u16, u16)>,
     /// How it keeps connections.
     pub connections: Option<ConnectionsRow>,
     /// Ranges with a meaning: where pods and Services have their addresses, what keeps its source.
@@ -90,6 +92,7 @@ impl Default for Config {
             node_addresses: Vec::new(),
             maglev: Maglev::External,
             nat: None,
+            nat_ports: None,
             connections: None,
             prefixes: Vec::new(),
         }
@@ -231,10 +234,15 @@ impl Model {
                 IpAddr::V6(v6) => Some(*v6),
                 IpAddr::V4(_) => None,
             });
-            (!all.is_empty()).then(|| NatRow {
+            let usual = NatRow::default();
+            let ports = self.config.nat_ports;
+            let (first_port, last_port) = ports.unwrap_or((usual.first_port, usual.last_port));
+            (!all.is_empty()).then_some(NatRow {
                 node4,
                 node6,
-                ..NatRow::default()
+                first_port,
+                last_port,
+                ..usual
             })
         });
         self.tables
