@@ -111,6 +111,11 @@ impl Flow {
         self.v6
     }
 
+    /// The family of its addresses.
+    pub const fn family(&self) -> Family {
+        if self.v6 { Family::V6 } else { Family::V4 }
+    }
+
     /// Whether this is an ICMP query or its answer, of either family.
     pub const fn is_icmp(&self) -> bool {
         matches!(self.protocol, protocol::ICMP | protocol::ICMP6)

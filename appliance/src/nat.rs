@@ -38,8 +38,18 @@ pub struct Candidates {
     first: u32,
     count: u32,
     next: u32,
-    step: u32,
+    step: Step,
     left: u32,
+}
+
+/// How far it is from one port to the next. Most flows need no second one, so it is only worked out for that.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// No port was tried yet; the number from which on a step is looked for.
+    Unused(u32),
+    /// The first one was.
+    Rough(u32),
+    Exact(u32),
 }
 
 impl Candidates {
@@ -59,7 +69,7 @@ impl Candidates {
             first,
             count,
             next: start,
-            step: coprime(step, count),
+            step: Step::Unused(step),
             left: ATTEMPTS.min(count),
         }
     }
@@ -86,8 +96,19 @@ impl Iterator for Candidates {
 
     fn next(&mut self) -> Option<u16> {
         self.left = self.left.checked_sub(1)?;
+        let step = match self.step {
+            Step::Unused(from) => {
+                self.step = Step::Rough(from);
+                0
+            }
+            Step::Rough(from) => coprime(from, self.count),
+            Step::Exact(step) => step,
+        };
+        if step > 0 {
+            self.step = Step::Exact(step);
+            self.next = (self.next + step) % self.count;
+        }
         let port = self.first + self.next;
-        self.next = (self.next + self.step) % self.count;
         u16::try_from(port).ok()
     }
 }

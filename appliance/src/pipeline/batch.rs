@@ -9,11 +9,12 @@ use crate::decap::{self, Origin};
 use crate::flow::{Flow, FlowHash};
 use crate::fragments::{Fate, Piece, Released, is_piece};
 use crate::frame::Frame;
+use crate::nat::Candidates;
 use crate::observe::{Observer, Silent, Step};
 use crate::parse::{self, Content, Fragment, Packet};
 use crate::service;
 use crate::stats::Stats;
-use crate::tables::Tables;
+use crate::tables::{Place, Tables};
 use crate::time::Instant;
 use crate::verdict::{Originate, Verdict};
 use heapless::Vec;
@@ -103,9 +104,19 @@ impl<'m> Core<'_, 'm> {
             }
         }
         let mut hashes: Vec<FlowHash, BATCH> = Vec::new();
+        let hash = |flow: Flow| self.state.conntrack.hash(&flow);
         for (flow, address, port) in service::touch(self.tables, &flows) {
-            let reply = flow.with_destination(address, port);
-            let _ = hashes.push(self.state.conntrack.hash(&reply));
+            let _ = hashes.push(hash(flow.with_destination(address, port)));
+        }
+        if let Some(nat) = self.tables.nat().filter(|nat| nat.row.masquerade_egress) {
+            let leaves = |flow: &&&Flow| self.tables.place(flow.destination()) == Place::Elsewhere;
+            for flow in flows.iter().filter(leaves) {
+                let address = nat.address(flow.family());
+                let port = Candidates::of(&self.state.hasher, nat, flow).next();
+                if let (Some(address), Some(port)) = (address, port) {
+                    let _ = hashes.push(hash(flow.with_source(address, port)));
+                }
+            }
         }
         self.state.conntrack.touch_buckets(&hashes);
     }

@@ -3,7 +3,7 @@
 
 use super::refusal::{Answer, Refusal};
 use super::transit::Stages;
-use crate::address::{Address, Family};
+use crate::address::Address;
 use crate::connection::{Memo, Path, signal_of};
 use crate::conntrack::{Attached, CommitError, Invalid, NewConnection, Signal, Stamp};
 use crate::flow::{Flow, FlowHash};
@@ -347,8 +347,8 @@ impl<O: Observer> Stages<'_, '_, O> {
         let mut new = ready.new;
         let mut source = None;
         if ready.masquerade {
-            let family = if flow.is_v6() { Family::V6 } else { Family::V4 };
-            let address = self.tables.nat().and_then(|nat| nat.address(family));
+            let address = self.tables.nat();
+            let address = address.and_then(|nat| nat.address(flow.family()));
             source = Some(address.ok_or(DropReason::NatNoAddress)?);
         } else {
             new.reply = ready.to_backend.reversed();
