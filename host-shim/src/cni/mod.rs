@@ -122,9 +122,10 @@ impl CniNode for Host {
     fn health(&self) -> Health {
         match self.0.appliance_problem() {
             Some(problem) => Health::Unavailable(problem),
-            None => match self.0.refused_rows() {
-                0 => Health::Ready,
-                count => Health::Degraded(format!("the appliance refused {count} rows")),
+            None => match (self.lost_uplink(), self.0.refused_rows()) {
+                (Some(lost), _) => Health::Degraded(lost),
+                (None, 0) => Health::Ready,
+                (None, count) => Health::Degraded(format!("the appliance refused {count} rows")),
             },
         }
     }
@@ -132,6 +133,19 @@ impl CniNode for Host {
     fn pool_of(&self, _pod: &PodName) -> Option<String> {
         // Namespaces come with the cluster model; without one every pod uses the node's own pool.
         None
+    }
+}
+
+impl Host {
+    /// Whether the way to other nodes is cut, and how.
+    fn lost_uplink(&self) -> Option<String> {
+        let name = &self.0.config().uplink.as_ref()?.interface;
+        match Netlink::open().and_then(|mut host| host.interface(name)) {
+            Ok(Some(card)) if card.up && card.carrier => None,
+            Ok(Some(_)) => Some(format!("the uplink {name} is down")),
+            Ok(None) => Some(format!("the uplink {name} is gone")),
+            Err(error) => Some(format!("the uplink {name} cannot be looked at: {error}")),
+        }
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Interface {
     pub mac: Mac,
     pub mtu: u16,
     pub up: bool,
+    /// There is somebody at the other end.
+    pub carrier: bool,
     /// The interface it is a part of: a bond, a bridge.
     pub master: Option<u32>,
 }
@@ -114,6 +116,7 @@ impl Netlink {
                     mac: mac_of(&link),
                     mtu: mtu_of(&link),
                     up: link.header.flags.contains(LinkFlags::Up),
+                    carrier: link.header.flags.contains(LinkFlags::LowerUp),
                     master: master_of(&link),
                 });
             }

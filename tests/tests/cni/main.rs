@@ -6,6 +6,7 @@ mod chain;
 mod given;
 mod install;
 mod ports;
+mod status;
 mod verbs;
 
 use serde_json::Value;
