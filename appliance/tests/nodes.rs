@@ -55,8 +55,26 @@ fn link(id: u16, mac: Mac, addresses: &[&str], mtu: u16) -> Row {
     })
 }
 
+/// How large packets may be: of the pods, of the uplinks, and of the other node's.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    pod: u16,
+    uplink: u16,
+    peer: u16,
+}
+
+const USUAL: Sizes = Sizes {
+    pod: 1500,
+    uplink: 1500,
+    peer: 1500,
+};
+
 /// A node: pod 10.n.0.5 / fd0n::5 behind link 16, the host at 192.168.0.n / fd99::n, the other node as its peer.
 fn node(n: u8, protocol: TunnelProtocol, underlay: Family) -> Bench {
+    sized(n, protocol, underlay, USUAL)
+}
+
+fn sized(n: u8, protocol: TunnelProtocol, underlay: Family, sizes: Sizes) -> Bench {
     let other = 3 - n;
     let underlay_of = |node: u8| match underlay {
         Family::V4 => format!("192.168.0.{node}"),
@@ -78,13 +96,13 @@ fn node(n: u8, protocol: TunnelProtocol, underlay: Family) -> Bench {
     let (pod4, pod6) = (format!("10.{n}.0.5"), format!("fd0{n}::5"));
     let (host4, host6) = (format!("192.168.0.{n}"), format!("fd99::{n}"));
     let mut rows = vec![
-        link(UPLINK, nic(n), &[], 1500),
+        link(UPLINK, nic(n), &[], sizes.uplink),
         link(HOST, host_mac(n), &[&host4, &host6], 1500),
         link(
             POD,
             Mac::of_pod(LinkId::new(POD).unwrap()),
             &[&pod4, &pod6],
-            1500,
+            sizes.pod,
         ),
     ];
     rows.extend(["10.0.0.0/8", "fd00::/12"].map(|range| {
@@ -110,7 +128,7 @@ fn node(n: u8, protocol: TunnelProtocol, underlay: Family) -> Bench {
     };
     rows.push(Row::Overlay(OverlayRow::Tunnel(tunnel)));
     rows.push(Row::Overlay(OverlayRow::NextHop(hop)));
-    rows.push(peer(&underlay_of(other), other, 1500, false));
+    rows.push(peer(&underlay_of(other), other, sizes.peer, false));
     rows.push(remote(format!("10.{other}.0.0/24")));
     rows.push(remote(format!("fd0{other}::/64")));
     bench.commit(&rows);
@@ -381,4 +399,128 @@ fn m09_what_its_sender_allows_to_be_cut_arrives_in_pieces_and_nothing_else_does(
         assert_eq!(&a.send(POD, &whole).replied()[54..56], &[2, 0]);
         assert!(a.originated.0.is_empty());
     }
+}
+
+/// A packet of `size` bytes as its frame's head, of `at_hand` at most, and the bytes that lie in further buffers.
+fn of_size(
+    (family, kind): (Family, usize),
+    size: u16,
+    fragment: u16,
+    at_hand: usize,
+) -> (Vec<u8>, usize) {
+    let mut builder = match kind {
+        0 => pod(family).tcp(4000, 80, 2),
+        1 => pod(family).udp(4000, 53),
+        _ => pod(family).echo(1, 1),
+    };
+    builder.fragment = fragment;
+    let headers = builder.build().len() - 14;
+    let mut frame = builder
+        .payload(&vec![7; usize::from(size) - headers])
+        .build();
+    let tail = frame.len().saturating_sub(at_hand);
+    frame.truncate(at_hand);
+    (frame, tail)
+}
+
+/// M-03, M-05: whatever the sizes of pods, uplinks and peers, nothing disappears. A packet arrives whole, in an outer packet that
+/// the underlay takes, or in pieces; or its sender is told a size, and what has that size arrives.
+#[test]
+fn m05_no_size_is_a_black_hole() {
+    const MTUS: [u16; 5] = [1280, 1450, 1500, 2500, 9000];
+    let mut cells = 0;
+    for protocol in [
+        TunnelProtocol::Vxlan,
+        TunnelProtocol::Geneve,
+        TunnelProtocol::IpIp,
+    ] {
+        for underlay in [Family::V4, Family::V6] {
+            for pod in MTUS {
+                for uplink in MTUS {
+                    for peer in MTUS {
+                        let sizes = Sizes { pod, uplink, peer };
+                        cells += no_black_hole(protocol, underlay, sizes);
+                    }
+                }
+            }
+        }
+    }
+    assert!(cells > 10_000, "{cells}");
+}
+
+fn no_black_hole(protocol: TunnelProtocol, underlay: Family, sizes: Sizes) -> usize {
+    let mut a = sized(1, protocol, underlay, sizes);
+    let theirs = Sizes {
+        uplink: sizes.peer,
+        peer: sizes.uplink,
+        ..sizes
+    };
+    let mut b = sized(2, protocol, underlay, theirs);
+    let overhead = sluice_appliance::mtu::overhead(protocol, underlay);
+    let wire = sizes.uplink.min(sizes.peer);
+    let tunnel = wire - u16::try_from(overhead).unwrap();
+    let mut cells = 0;
+    for family in [Family::V4, Family::V6] {
+        if family == Family::V6 && tunnel < 1280 {
+            // No link under IPv6 may be smaller (RFC 8200 §5), and outer packets are never cut: such an underlay carries none.
+            continue;
+        }
+        let most = tunnel.min(sizes.pod);
+        let mut lengths = [most - 1, most, most + 1, tunnel, tunnel + 1, sizes.pod, 600];
+        lengths.sort_unstable();
+        for size in lengths.into_iter().filter(|size| *size <= sizes.pod) {
+            for kind in 0..3 {
+                for (fragment, at_hand) in [(0x4000, 1000), (0, 1000), (0, 3500)] {
+                    // Past the limits on how often somebody is told.
+                    a.wait(Duration::from_millis(20));
+                    b.wait(Duration::from_millis(20));
+                    let packet = of_size((family, kind), size, fragment, at_hand);
+                    let may_be_cut = family == Family::V4 && fragment == 0 && packet.1 == 0;
+                    let what = format!(
+                        "{protocol:?} over {underlay:?} {sizes:?}: {family:?} {size} {kind} {fragment:x}"
+                    );
+                    let sent = a.send_with(POD, &packet.0, packet.1, Offload::default());
+                    let pieces = std::mem::take(&mut a.originated.0);
+                    match sent.verdict {
+                        Verdict::Reply if size > tunnel => {
+                            assert!(!may_be_cut || tunnel > 2000, "{what}: it may be cut");
+                            is_told(family, &sent, tunnel, &what);
+                        }
+                        Verdict::Forward(_) if size > tunnel && may_be_cut => {
+                            let outer = pieces.into_iter().map(|(_, bytes)| bytes);
+                            let outer = [sent.bytes].into_iter().chain(outer);
+                            let arrived: Vec<Vec<u8>> = outer
+                                .map(|bytes| {
+                                    assert!(bytes.len() <= usize::from(wire) + 14, "{what}");
+                                    b.send(UPLINK, &bytes).forwarded(POD).to_vec()
+                                })
+                                .collect();
+                            assert_eq!(reassembled(&arrived), packet.0[34..], "{what}");
+                        }
+                        Verdict::Forward(_) if size <= tunnel => {
+                            let outer = sent.bytes.len() + packet.1 - 14;
+                            assert!(outer <= usize::from(wire), "{what}: {outer} on the wire");
+                            let arrived = b.send_with(UPLINK, &sent.bytes, packet.1, sent.offload);
+                            let bytes = arrived.forwarded(POD);
+                            assert_eq!(bytes.len(), packet.0.len(), "{what}: it arrives whole");
+                            assert_eq!(bytes[42..], packet.0[42..], "{what}");
+                        }
+                        other => unreachable!("{what}: {other:?}"),
+                    }
+                    cells += 1;
+                }
+            }
+        }
+    }
+    cells
+}
+
+fn is_told(family: Family, sent: &End, size: u16, what: &str) {
+    let (at, kind) = match family {
+        Family::V4 => (34, [3, 4]),
+        Family::V6 => (54, [2, 0]),
+    };
+    assert_eq!(sent.bytes[at..at + 2], kind, "{what}");
+    let told = u16::from_be_bytes([sent.bytes[at + 6], sent.bytes[at + 7]]);
+    assert_eq!(told, size, "{what}");
 }

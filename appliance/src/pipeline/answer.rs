@@ -115,7 +115,7 @@ impl<O: Observer> Stages<'_, '_, O> {
             return drop;
         };
         if let Answer::Error(reply::Trouble::TooBig(mtu)) = answer
-            && cut::is_possible(frame, packet)
+            && cut::is_possible(frame, packet, mtu)
         {
             self.state.cut = Some(mtu);
             return drop;

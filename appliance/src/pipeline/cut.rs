@@ -17,10 +17,11 @@ use zerocopy::{FromBytes, IntoBytes, big_endian::U16};
 /// Ethernet and IPv4 without options: what is written anew for each piece.
 const HEADERS: usize = ethernet::LENGTH + ipv4::LENGTH;
 
-/// Whether the packet may be cut and all of it is at hand. Options would have to be told apart by whether they are copied
+/// Whether the packet may be cut to `mtu`, all of it is at hand and there is room for a piece. Options would have to be told apart by whether they are copied
 /// (RFC 791 §3.1); nobody sends them with large packets, so those are answered.
-pub(super) fn is_possible(frame: &Frame<'_>, packet: &Packet) -> bool {
-    packet.family == Family::V4
+pub(super) fn is_possible(frame: &Frame<'_>, packet: &Packet, mtu: u16) -> bool {
+    let room = ethernet::LENGTH + usize::from(mtu) <= ROOM;
+    room && packet.family == Family::V4
         && !packet.dont_fragment
         && packet.fragment == Fragment::Whole
         && usize::from(packet.payload) == HEADERS
