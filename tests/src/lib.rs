@@ -30,6 +30,7 @@ pub mod lab;
 pub mod load;
 pub mod need;
 pub mod netns;
+pub mod ovs;
 pub mod policy;
 pub mod qemu;
 pub mod run;
