@@ -147,7 +147,13 @@ fn c14_c15_200_pods_under_random_kills_leave_nothing_and_share_no_address() {
     );
     assert_eq!(churn.done.load(Ordering::Relaxed), PODS);
     assert_eq!(*churn.doubles.lock().expect("no worker panics"), [""; 0]);
-    assert_eq!(lab.left().expect("a look"), [""; 0]);
+    // The last node carries out the DELs that were kept while there was none; it is healthy before it is done with them.
+    sluice_tests::command::until("nothing left", Duration::from_secs(20), || {
+        let left = lab.left()?;
+        anyhow::ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .expect("every kept DEL is carried out");
     let filters = lab.lab.host.run(&["tc", "qdisc", "show"]).expect("a look");
     assert!(
         !filters.contains("slt") && !filters.contains("slv"),
