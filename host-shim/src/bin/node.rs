@@ -85,9 +85,10 @@ fn run(config: Config) -> anyhow::Result<()> {
 
     let socket = config.run_dir.join("node.sock");
     let node = Arc::new(Node::start(config)?);
+    // It carries out what was asked of the plugin while there was no node: one that answers is done with that.
+    let cni = sluice_host::cni::start(&node).context("Cannot serve the CNI plugin")?;
     let listener = sluice_host::node::listen(&socket)?;
     api::serve(listener, &node).context("Cannot serve the API")?;
-    let cni = sluice_host::cni::start(&node).context("Cannot serve the CNI plugin")?;
     tracing::info!(socket = %socket.display(), "node is up");
     let signal = signals.wait();
     tracing::info!(?signal, "node is to stop");
