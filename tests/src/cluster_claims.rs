@@ -101,12 +101,16 @@ pub fn pods_talk_across_nodes(cluster: &Cluster) -> Result<String> {
         Mode::Geneve => ("geneve.vni == 1 && geneve.option.class && icmp", "geneve"),
         Mode::Direct => ("icmp && !udp", "no tunnel"),
     };
-    let seen = capture.fields(shown, &["frame.len"])?;
-    ensure!(
-        seen.len() >= 10,
-        "tshark sees {} frames of `{shown}`",
-        seen.len()
-    );
+    let mut seen = Vec::new();
+    command::until("the capture", Duration::from_secs(5), || {
+        seen = capture.fields(shown, &["frame.len"])?;
+        ensure!(
+            seen.len() >= 10,
+            "tshark sees {} frames of `{shown}`",
+            seen.len()
+        );
+        Ok(())
+    })?;
     let largest = seen
         .iter()
         .filter_map(|line| line.trim().parse::<u32>().ok())
