@@ -21,7 +21,6 @@ wanted=(
   conmon:conmon
   /usr/lib/cni/bridge:containernetworking-plugins
   ovs-vswitchd:openvswitch-switch
-  tshark:tshark
 )
 
 missing=()
