@@ -3,6 +3,7 @@
 use crate::command;
 use crate::lab::{Lab, Plan, Wiring, program};
 use crate::netns::Netns;
+use crate::underlay::{Underlay, node4, node6, pods_of};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::io::Write as _;
@@ -157,7 +158,32 @@ impl CniLab {
             node_addresses: Self::NODE.map(Into::into).to_vec(),
             ..Plan::default()
         };
-        let lab = Lab::prepare(&plan)?;
+        Self::of(Lab::prepare(&plan)?)
+    }
+
+    /// A node that forwards, with a card on the wire and a way from itself to its pods; it is the wire's node 1.
+    ///
+    /// # Errors
+    /// As the lab's.
+    pub fn start_on(underlay: &Underlay, wiring: Wiring) -> Result<Self> {
+        let own = [node4(1), node6(1)];
+        let plan = Plan {
+            pods: 0,
+            number: 1,
+            wiring,
+            pod_cidrs: pods_of(1).to_vec(),
+            node_addresses: own.to_vec(),
+            ..Plan::default()
+        };
+        let lab = underlay.node(&plan, &json!({}), &[])?;
+        let host_link = json!({"addresses": own, "routes": pods_of(1)});
+        lab.change_config(|config| config["host_link"] = host_link)?;
+        let mut cni = Self::of(lab)?;
+        cni.lab.start_node()?;
+        Ok(cni)
+    }
+
+    fn of(lab: Lab) -> Result<Self> {
         let directory = lab
             .run_dir()
             .parent()

@@ -178,6 +178,11 @@ fn port_mapping(raw: &RawMapping) -> Result<PortMapping, CniError> {
             let ip: IpAddr = text
                 .parse()
                 .map_err(|_| fault(format!("invalid host IP {text:?}")))?;
+            if ip.is_loopback() {
+                return Err(fault(format!(
+                    "host IP {ip}: host ports are not served at the node's loopback; name one of its other addresses, or none"
+                )));
+            }
             (!ip.is_unspecified()).then_some(ip)
         }
     };
@@ -412,7 +417,9 @@ mod tests {
         assert_eq!(mapping("hostPort", json!(0)), Code::Config);
         assert_eq!(mapping("containerPort", json!(65_536)), Code::Config);
         assert_eq!(mapping("protocol", json!("icmp")), Code::Config);
-        assert_eq!(mapping("hostIP", json!("nowhere")), Code::Config);
+        for address in ["nowhere", "127.0.0.1", "::1"] {
+            assert_eq!(mapping("hostIP", json!(address)), Code::Config);
+        }
         for bad in [
             "02:00:00:00:00",
             "02:00:00:00:00:00:01",

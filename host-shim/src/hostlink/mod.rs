@@ -5,15 +5,18 @@
 //! appliance's is known beforehand. Tap, routes and neighbors end with the daemon.
 
 pub mod config;
+mod local;
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use netlink_packet_route::address::AddressScope;
 use sluice_contract::row::{LinkRow, NodeRow};
 use sluice_contract::{Identity, LinkId, Mac, Row};
 
 use self::config::HostLinkConfig;
+pub(crate) use self::local::{LocalPort, LocalPorts};
 use crate::wiring::netlink::{Change, GatewayRoute, Netlink};
 use crate::wiring::netns::set_sysctl;
 use crate::wiring::tap;
@@ -22,6 +25,9 @@ use crate::wiring::tap;
 pub const TAP: &str = "sluice0";
 /// Its MAC: the host's own on that link.
 const OWN: Mac = Mac([0x02, 0x53, 0x4c, 0, 0, 0x02]);
+
+/// An address for the tap that says nothing to anybody: where there is none, the kernel's loose check of sources is a strict one.
+const UNSAID: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 
 /// What of the host link cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +42,15 @@ fn failed<S: Into<String>>(step: S) -> impl FnOnce(io::Error) -> HostLinkError {
     move |source| HostLinkError { step, source }
 }
 
-/// Makes the tap and the routes: the tap for the trunk's link 2, and the row by which the appliance knows it.
+/// Makes the tap and the routes: the tap for the trunk's link 2, the row by which the appliance knows it, and the ports of the
+/// node that its own programs find there: none yet.
 ///
 /// # Errors
 /// The step that failed; what was made before goes with the tap.
-pub fn make(config: &HostLinkConfig, mtu: u16) -> Result<(File, Row), HostLinkError> {
+pub(crate) fn make(
+    config: &HostLinkConfig,
+    mtu: u16,
+) -> Result<(File, Row, LocalPorts), HostLinkError> {
     let mut netlink = Netlink::open().map_err(failed("open netlink"))?;
     let tap = tap::attach(TAP).map_err(failed("make the tap"))?;
     let index = netlink.index(TAP).map_err(failed("find the tap"))?;
@@ -54,6 +64,9 @@ pub fn make(config: &HostLinkConfig, mtu: u16) -> Result<(File, Row), HostLinkEr
     netlink
         .change(index, &change)
         .map_err(failed("set up the tap"))?;
+    netlink
+        .add_address_in(index, UNSAID.into(), AddressScope::Link)
+        .map_err(failed("give the tap an address"))?;
     let appliance = NodeRow::default();
     let gateways: [IpAddr; 2] = [appliance.gateway4.into(), appliance.gateway6.into()];
     for gateway in gateways {
@@ -67,8 +80,14 @@ pub fn make(config: &HostLinkConfig, mtu: u16) -> Result<(File, Row), HostLinkEr
                 .map_err(failed("name the appliance's MAC"))?;
         }
     }
-    for range in config.ranges() {
-        let v4 = range.address().is_ipv4();
+    let own = config.addresses.iter().map(|own| {
+        let whole = if own.is_ipv4() { 32 } else { 128 };
+        ((*own, whole), Some(local::TABLE))
+    });
+    let ranges = config.ranges().into_iter();
+    let ranges = ranges.map(|range| ((range.address(), range.length()), None));
+    for (to, table) in ranges.chain(own) {
+        let v4 = to.0.is_ipv4();
         let of_family = |address: &&IpAddr| address.is_ipv4() == v4;
         let (Some(gateway), Some(source)) = (
             gateways.iter().find(of_family),
@@ -78,16 +97,19 @@ pub fn make(config: &HostLinkConfig, mtu: u16) -> Result<(File, Row), HostLinkEr
             continue;
         };
         let route = GatewayRoute {
-            to: (range.address(), range.length()),
+            to,
             gateway: *gateway,
             source: *source,
+            table,
         };
         netlink
             .add_gateway_route(index, &route)
-            .map_err(failed(format!("route {range} to the tap")))?;
+            .map_err(failed(format!("route {}/{} to the tap", to.0, to.1)))?;
     }
+    let ports = LocalPorts::new(&config.addresses, &mut netlink)
+        .map_err(failed("take away the rules of an earlier life"))?;
     tracing::info!(tap = TAP, ranges = config.routes.len(), "host link in use");
-    Ok((tap, row(config, mtu)))
+    Ok((tap, row(config, mtu), ports))
 }
 
 fn row(config: &HostLinkConfig, mtu: u16) -> Row {

@@ -322,7 +322,9 @@ impl Node {
             self.withdraw(&link)?;
             return Err(error.into());
         }
-        self.host_ports_changed();
+        if !link.saved.pod.host_ports.is_empty() {
+            self.host_ports_changed();
+        }
         Ok(link)
     }
 
@@ -341,7 +343,9 @@ impl Node {
     pub fn remove_link(&self, name: &str) -> Result<Link, NodeError> {
         let link = self.links().named(name)?;
         self.withdraw(&link)?;
-        self.host_ports_changed();
+        if !link.saved.pod.host_ports.is_empty() {
+            self.host_ports_changed();
+        }
         Ok(link)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
 
@@ -13,6 +14,7 @@ use super::report::CarriedReport;
 use super::{Node, NodeError};
 use crate::hostlink;
 use crate::hostlink::config::HostLinkConfig;
+use crate::hostlink::{LocalPort, LocalPorts};
 use crate::trunk::links::LinkCounters;
 use crate::trunk::vnet;
 use crate::uplink::Uplink;
@@ -22,6 +24,9 @@ use crate::wiring::tap;
 #[derive(Debug, Default)]
 pub(super) struct Ways {
     uplink: Option<Uplink>,
+    /// Host ports as the node's own programs use them, and why they cannot, if so.
+    local_ports: Option<LocalPorts>,
+    local_problem: Option<String>,
     reports: Vec<(LinkId, Way)>,
 }
 
@@ -54,15 +59,16 @@ impl Node {
             let cluster = self.config.host_link.as_ref();
             let cluster = cluster.map_or_else(Vec::new, HostLinkConfig::ranges);
             let (uplink, tap) = Uplink::start(config, cluster, &self.control)?;
-            uplink.set_host_ports(self.host_ports());
             self.ways().uplink = Some(uplink);
             self.add_way(LinkId::UPLINK, crate::uplink::TAP, tap)?;
         }
         if let Some(config) = &self.config.host_link {
-            let (tap, row) = hostlink::make(config, self.config.mtu)?;
+            let (tap, row, ports) = hostlink::make(config, self.config.mtu)?;
             self.control.put([row]);
+            self.ways().local_ports = Some(ports);
             self.add_way(LinkId::HOST, hostlink::TAP, tap)?;
         }
+        self.host_ports_changed();
         Ok(())
     }
 
@@ -71,6 +77,12 @@ impl Node {
         let ways = std::mem::take(&mut *self.ways());
         if let Some(mut uplink) = ways.uplink {
             uplink.stop();
+        }
+        if let Some(Err(error)) = ways
+            .local_ports
+            .map(|mut ports| ports.set(&BTreeSet::new()))
+        {
+            tracing::warn!(%error, "the host keeps its rules for host ports");
         }
     }
 
@@ -96,14 +108,31 @@ impl Node {
     /// What is not as it should be.
     pub(super) fn way_problems(&self) -> Vec<String> {
         let ways = self.ways();
-        ways.uplink.as_ref().map_or_else(Vec::new, Uplink::problems)
+        let uplink = ways.uplink.as_ref().map_or_else(Vec::new, Uplink::problems);
+        uplink
+            .into_iter()
+            .chain(ways.local_problem.clone())
+            .collect()
     }
 
     /// Pods have come or gone, and their host ports with them.
     pub(super) fn host_ports_changed(&self) {
-        let ports = self.host_ports();
-        if let Some(uplink) = &self.ways().uplink {
-            uplink.set_host_ports(ports);
+        // Held over both, so that of two changes the later is the last to be carried out.
+        let mut ways = self.ways();
+        if let Some(uplink) = &ways.uplink {
+            uplink.set_host_ports(self.host_ports());
+        }
+        let changed = ways.local_ports.as_mut().map(|local| {
+            let wanted = self.local_ports(local.addresses());
+            local.set(&wanted)
+        });
+        let told = |error| format!("The node's own programs do not reach all host ports: {error}");
+        let problem = changed.and_then(Result::err).map(told);
+        if problem != ways.local_problem {
+            problem
+                .iter()
+                .for_each(|problem| tracing::warn!("{problem}"));
+            ways.local_problem = problem;
         }
     }
 
@@ -112,6 +141,25 @@ impl Node {
         let all = links.all().flat_map(|link| &link.saved.pod.host_ports);
         all.map(|port| (ports::protocol(port.protocol).number(), port.host_port))
             .collect()
+    }
+
+    /// Where the node's own programs find them: at the address of the node that a port names or at all, in the pod's families.
+    fn local_ports(&self, own: &[IpAddr]) -> BTreeSet<LocalPort> {
+        let links = self.links();
+        let mut found = BTreeSet::new();
+        for pod in links.all().map(|link| &link.saved.pod) {
+            let leads = |own: &&IpAddr| pod.addresses.iter().any(|a| a.is_ipv4() == own.is_ipv4());
+            for port in &pod.host_ports {
+                let is_served = |own: &&IpAddr| port.host_ip.is_none_or(|named| named == **own);
+                let at = own.iter().filter(leads).filter(is_served);
+                found.extend(at.map(|own| LocalPort {
+                    address: *own,
+                    protocol: ports::protocol(port.protocol).number(),
+                    port: port.host_port,
+                }));
+            }
+        }
+        found
     }
 
     fn add_way(&self, id: LinkId, name: &'static str, tap: File) -> Result<(), NodeError> {

@@ -57,6 +57,8 @@ pub struct GatewayRoute {
     pub gateway: IpAddr,
     /// The source of what the host itself sends there.
     pub source: IpAddr,
+    /// The table it is in; the main one unless given.
+    pub table: Option<u32>,
 }
 
 /// What to change of an interface.
@@ -201,11 +203,24 @@ impl Netlink {
     /// # Errors
     /// As the kernel says.
     pub fn add_address(&mut self, index: u32, address: IpAddr) -> io::Result<()> {
+        self.add_address_in(index, address, AddressScope::Universe)
+    }
+
+    /// The same for an address that counts only so far.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add_address_in(
+        &mut self,
+        index: u32,
+        address: IpAddr,
+        scope: AddressScope,
+    ) -> io::Result<()> {
         let mut message = AddressMessage::default();
         message.header.index = index;
         message.header.family = family(address);
         message.header.prefix_len = host_prefix(address);
-        message.header.scope = AddressScope::Universe;
+        message.header.scope = scope;
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes = vec![
             AddressAttribute::Local(address),
@@ -262,6 +277,9 @@ impl Netlink {
             RouteAttribute::Gateway(route.gateway.into()),
             RouteAttribute::PrefSource(route.source.into()),
         ]);
+        message
+            .attributes
+            .extend(route.table.map(RouteAttribute::Table));
         self.order(
             RouteNetlinkMessage::NewRoute(message),
             NLM_F_CREATE | NLM_F_REPLACE,
@@ -383,7 +401,7 @@ impl Netlink {
         self.order(RouteNetlinkMessage::NewTrafficFilter(filter), CREATE)
     }
 
-    pub(super) fn order(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn order(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(message, flags, |_| ())
     }
 

@@ -4,8 +4,10 @@
 
 mod containerd;
 mod cri;
+mod host_ports;
 mod image;
 mod podman;
+mod runtime;
 
 use serde_json::{Value, json};
 use sluice_tests::cni::CniLab;
