@@ -74,10 +74,12 @@ impl Services<'_> {
         }
         let mut sets = self.sets.shadow().iter();
         let set = sets.find(|set| set.flags & PRESENT != 0 && !set.is_complete())?;
-        Some((
-            set.id(),
-            (Field::Count, RejectReason::Incomplete(set.missing())),
-        ))
+        let fault = if set.repeats > 0 {
+            (Field::Address, RejectReason::Taken)
+        } else {
+            (Field::Count, RejectReason::Incomplete(set.missing()))
+        };
+        Some((set.id(), fault))
     }
 
     /// Writes a set back, and keeps count of those that are not complete.
@@ -103,18 +105,16 @@ impl Services<'_> {
         if used && set.flags != flags {
             return Err((Field::Family, RejectReason::InUse(set.references)));
         }
-        if set.chunks > 0 && set.slots != row.slots {
-            return Err((Field::Slots, RejectReason::InUse(u32::from(set.chunks))));
-        }
         set.flags = flags;
         set.count = row.count;
-        set.slots = row.slots;
+        set.resize(row.slots);
         self.store(old.as_ref(), Some(set))
     }
 
     pub(crate) fn remove_set(&mut self, id: SetId) -> Result<(), Fault> {
         let set = self.shadow_set(id).map_err(|_| (Field::Id, MISSING))?;
-        let users = set.references + u32::from(set.backends) + u32::from(set.chunks);
+        let pieces = u32::from(set.chunks) + u32::from(set.stale);
+        let users = set.references + u32::from(set.backends) + pieces;
         if users > 0 {
             return Err((Field::Id, RejectReason::InUse(users)));
         }
@@ -135,32 +135,19 @@ impl Services<'_> {
         if row.port == 0 {
             return Err((Field::Port, INVALID));
         }
-        let former = self.backends.find_shadow((row.set.0, row.index)).copied();
-        let same = former.is_some_and(|b| b.address == address && b.port == row.port);
-        if !same
-            && self
-                .members
-                .find_shadow((row.set.0, address, row.port))
-                .is_some()
-        {
-            return Err((Field::Address, RejectReason::Taken));
-        }
-        if let Some(former) = former {
-            self.members
-                .remove((row.set.0, former.address, former.port));
-        }
         let backend = Backend::new(row.set, row.index, address, row.port);
-        self.backends.put(backend).map_err(full)?;
-        self.members
-            .put(Member::new(row.set, address, row.port))
-            .map_err(full)?;
-        if former.is_some() {
-            return Ok(());
+        let former = self.backends.put(backend).map_err(full)?;
+        let mut changed = set;
+        // Taken out first: then there is room.
+        if let Some(former) = &former {
+            self.leave(&mut changed, former);
         }
-        let mut grown = set;
-        grown.backends = grown.backends.saturating_add(1);
-        grown.index_sum = grown.index_sum.saturating_add(u32::from(row.index));
-        self.store(Some(&set), Some(grown))
+        self.join(&mut changed, &backend)?;
+        if former.is_none() {
+            changed.backends = changed.backends.saturating_add(1);
+            changed.index_sum = changed.index_sum.saturating_add(u32::from(row.index));
+        }
+        self.store(Some(&set), Some(changed))
     }
 
     pub(crate) fn remove_backend(&mut self, id: SetId, index: u16) -> Result<(), Fault> {
@@ -168,11 +155,42 @@ impl Services<'_> {
         let Some(former) = self.backends.remove((id.0, index)) else {
             return Err((Field::Index, MISSING));
         };
-        self.members.remove((id.0, former.address, former.port));
         let mut shrunk = set;
+        self.leave(&mut shrunk, &former);
         shrunk.backends = shrunk.backends.saturating_sub(1);
         shrunk.index_sum = shrunk.index_sum.saturating_sub(u32::from(index));
         self.store(Some(&set), Some(shrunk))
+    }
+
+    /// One more place of the set names that backend. When backends trade places, one is named twice until the other has moved;
+    /// a change that ends so is refused.
+    fn join(&mut self, set: &mut Set, backend: &Backend) -> Result<(), Fault> {
+        let places = self.places(set, backend);
+        self.set_places(set, backend, places.saturating_add(1))?;
+        set.repeats = set.repeats.saturating_add(u16::from(places > 0));
+        Ok(())
+    }
+
+    fn leave(&mut self, set: &mut Set, backend: &Backend) {
+        let places = self.places(set, backend);
+        if places > 1 {
+            // The row is there, so there is room for it.
+            let _ = self.set_places(set, backend, places - 1);
+            set.repeats = set.repeats.saturating_sub(1);
+        } else {
+            self.members
+                .remove((set.id().0, backend.address, backend.port));
+        }
+    }
+
+    fn places(&self, set: &Set, backend: &Backend) -> u16 {
+        let key = (set.id().0, backend.address, backend.port);
+        self.members.find_shadow(key).map_or(0, |it| it.places)
+    }
+
+    fn set_places(&mut self, set: &Set, backend: &Backend, places: u16) -> Result<(), Fault> {
+        let member = Member::new(set.id(), backend.address, backend.port, places);
+        self.members.put(member).map(|_| ()).map_err(full)
     }
 
     pub(crate) fn put_slots(&mut self, row: &SlotsRow) -> Result<(), Fault> {
@@ -189,12 +207,14 @@ impl Services<'_> {
         }
         let former = self
             .chunks
-            .put(Chunk::new(row.set, row.chunk, &row.slots))
+            .put(Chunk::new(&set, row.chunk, &row.slots))
             .map_err(full)?;
-        if former.is_some() {
-            return Ok(());
-        }
         let mut grown = set;
+        match former {
+            Some(former) if former.edition == set.edition => return Ok(()),
+            Some(_) => grown.stale = grown.stale.saturating_sub(1),
+            None => {}
+        }
         grown.chunks = grown.chunks.saturating_add(1);
         grown.chunk_sum = grown.chunk_sum.saturating_add(u32::from(row.chunk));
         self.store(Some(&set), Some(grown))
@@ -202,12 +222,16 @@ impl Services<'_> {
 
     pub(crate) fn remove_slots(&mut self, id: SetId, chunk: u16) -> Result<(), Fault> {
         let set = self.shadow_set(id)?;
-        if self.chunks.remove((id.0, chunk)).is_none() {
+        let Some(former) = self.chunks.remove((id.0, chunk)) else {
             return Err((Field::Index, MISSING));
-        }
+        };
         let mut shrunk = set;
-        shrunk.chunks = shrunk.chunks.saturating_sub(1);
-        shrunk.chunk_sum = shrunk.chunk_sum.saturating_sub(u32::from(chunk));
+        if former.edition == set.edition {
+            shrunk.chunks = shrunk.chunks.saturating_sub(1);
+            shrunk.chunk_sum = shrunk.chunk_sum.saturating_sub(u32::from(chunk));
+        } else {
+            shrunk.stale = shrunk.stale.saturating_sub(1);
+        }
         self.store(Some(&set), Some(shrunk))
     }
 

@@ -250,16 +250,34 @@ pub(crate) struct Set {
     pub(super) backends: u16,
     pub(crate) slots: u16,
     pub(super) chunks: u16,
+    /// Places that name an address and port which an earlier one names already.
+    pub(super) repeats: u16,
+    /// Of the Maglev table: another one when it changes its size. Never 0.
+    pub(super) edition: u16,
+    /// Pieces of earlier editions that are still there.
+    pub(super) stale: u16,
     pub(super) flags: u8,
-    pad: [u8; 7],
+    pad: u8,
 }
 
 impl Set {
     pub(super) fn empty_of(id: SetId) -> Self {
         Self {
             id: id.0,
+            edition: 1,
             ..Self::empty()
         }
+    }
+
+    /// A Maglev table of another size is another table: the pieces of the old one are to be replaced or removed.
+    pub(super) fn resize(&mut self, slots: u16) {
+        if self.slots == slots {
+            return;
+        }
+        self.slots = slots;
+        self.edition = self.edition.checked_add(1).unwrap_or(1);
+        self.stale = self.stale.saturating_add(self.chunks);
+        (self.chunks, self.chunk_sum) = (0, 0);
     }
 
     pub(crate) const fn id(&self) -> SetId {
@@ -278,13 +296,16 @@ impl Set {
             && self.index_sum == least_sum(self.count)
             && self.chunks == chunks
             && self.chunk_sum == least_sum(chunks)
+            && self.stale == 0
+            && self.repeats == 0
     }
 
     /// How many parts are missing or too many, at least one if it is not complete.
     pub(super) const fn missing(&self) -> u32 {
         let chunks = self.slots.div_ceil(limits::SLOT_CHUNK as u16);
-        let missing =
-            self.count.abs_diff(self.backends) as u32 + self.chunks.abs_diff(chunks) as u32;
+        let missing = self.count.abs_diff(self.backends) as u32
+            + self.chunks.abs_diff(chunks) as u32
+            + self.stale as u32;
         if missing == 0 { 1 } else { missing }
     }
 }
@@ -358,16 +379,17 @@ pub(crate) struct Member {
     address: Address,
     set: u32,
     port: u16,
-    present: u16,
+    /// Places in the set that name it. More than one only in the course of a change, when backends trade places.
+    pub(super) places: u16,
 }
 
 impl Member {
-    pub(crate) const fn new(set: SetId, address: Address, port: u16) -> Self {
+    pub(super) const fn new(set: SetId, address: Address, port: u16, places: u16) -> Self {
         Self {
             address,
             set: set.0,
             port,
-            present: 1,
+            places,
         }
     }
 }
@@ -379,7 +401,7 @@ impl Keyed for Member {
 
     #[inline]
     fn key(&self) -> Option<Self::Key> {
-        (self.present != 0).then_some((self.set, self.address, self.port))
+        (self.places != 0).then_some((self.set, self.address, self.port))
     }
 
     #[inline]
@@ -395,16 +417,17 @@ impl Keyed for Member {
 pub(crate) struct Chunk {
     set: u32,
     chunk: u16,
-    count: u16,
+    /// Of the Maglev table that it is a piece of, from [`Set::edition`]; 0: empty.
+    pub(super) edition: u16,
     slots: [u16; limits::SLOT_CHUNK],
 }
 
 impl Chunk {
-    pub(crate) fn new(set: SetId, chunk: u16, slots: &[u16]) -> Self {
+    pub(super) fn new(set: &Set, chunk: u16, slots: &[u16]) -> Self {
         let mut row = Self {
-            set: set.0,
+            set: set.id,
             chunk,
-            count: u16::try_from(slots.len()).unwrap_or(u16::MAX),
+            edition: set.edition,
             slots: [0; limits::SLOT_CHUNK],
         };
         row.slots
@@ -427,7 +450,7 @@ impl Keyed for Chunk {
 
     #[inline]
     fn key(&self) -> Option<(u32, u16)> {
-        (self.count != 0).then_some((self.set, self.chunk))
+        (self.edition != 0).then_some((self.set, self.chunk))
     }
 
     #[inline]

@@ -3,6 +3,8 @@
 //! One thread listens on the control socket, where the VMM brings the console's bytes, and runs a [`session::Session`] for the
 //! machine that is connected. Desired rows live here, so a guest that comes back with nothing gets everything again.
 
+#[cfg(test)]
+mod changes_tests;
 mod desired;
 mod server;
 pub mod session;
