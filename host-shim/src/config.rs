@@ -2,7 +2,7 @@
 //!
 //! Unknown fields are refused by name. What comes out needs no further check by anybody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -161,8 +161,11 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CniConfig {
-    /// Subnets of this node's pods, one per family, for networks whose configuration names no range.
+    /// Subnets of this node's pods, one per family, for networks whose configuration names no range; those of the Node object
+    /// unless given.
     pub pod_cidrs: Vec<String>,
+    /// Subnets by name, one per family, for pods and namespaces that ask for them by the annotation `sluice.dev/address-pool`.
+    pub pools: BTreeMap<String, Vec<String>>,
     /// The node's own addresses: where host ports are served.
     pub node_addresses: Vec<IpAddr>,
     /// What must survive a restart: DELs that came while no node was there.
@@ -174,6 +177,7 @@ impl Default for CniConfig {
         let state_dir = "/var/lib/sluice".into();
         Self {
             pod_cidrs: Vec::new(),
+            pools: BTreeMap::new(),
             node_addresses: Vec::new(),
             state_dir,
         }
@@ -289,11 +293,16 @@ impl Config {
                 format!("{} is not within 16..=65536", self.memory_mib),
             );
         }
-        if !self.cni.pod_cidrs.is_empty()
-            && let Err(error) =
-                sluice_ipam::Plan::of_subnets(self.cni.pod_cidrs.iter().map(String::as_str))
-        {
-            return refuse("cni.pod_cidrs", error.to_string());
+        let pools = self.cni.pools.iter();
+        let own = ("cni.pod_cidrs", &self.cni.pod_cidrs);
+        let subnets = pools
+            .map(|(_, subnets)| ("cni.pools", subnets))
+            .chain([own]);
+        for (field, subnets) in subnets.filter(|(_, subnets)| !subnets.is_empty()) {
+            let plan = sluice_ipam::Plan::of_subnets(subnets.iter().map(String::as_str));
+            if let Err(error) = plan {
+                return refuse(field, error.to_string());
+            }
         }
         if let Some(Err((field, reason))) = self.source.as_ref().map(SourceConfig::check) {
             return refuse(field, reason);

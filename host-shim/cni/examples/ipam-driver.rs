@@ -60,7 +60,7 @@ fn answer() -> Result<Option<Value>, Box<dyn std::error::Error>> {
                 owner: &owner,
                 plan: &plan,
                 fixed: &[],
-                confined: false,
+                confined: &[],
                 cooldown,
                 now,
             };

@@ -22,8 +22,8 @@ pub struct Ask<'a> {
     pub plan: &'a Plan,
     /// Addresses that it must have and no others.
     pub fixed: &'a [IpAddr],
-    /// The plan is all that the node may use: nothing is given while something outside of it is held (row I-01).
-    pub confined: bool,
+    /// All that the node may use, if that is so: nothing is given while something outside of it is held (row I-01).
+    pub confined: &'a [Plan],
     /// For how long a freed address is avoided.
     pub cooldown: Duration,
     /// Seconds since 1970.
@@ -331,15 +331,19 @@ fn check_fixed(ask: &Ask<'_>) -> Result<(), IpamError> {
 }
 
 fn check_confined(ask: &Ask<'_>, listing: &Listing) -> Result<(), IpamError> {
-    let is_outside = |lease: &&Lease| !ask.plan.sets().iter().any(|s| s.contains(lease.ip));
+    if ask.confined.is_empty() {
+        return Ok(());
+    }
+    let sets = ask.confined.iter().flat_map(Plan::sets);
+    let is_outside = |lease: &&Lease| !sets.clone().any(|s| s.contains(lease.ip));
     let outside = || listing.leases.iter().filter(is_outside);
     match outside().min() {
-        Some(first) if ask.confined => Err(IpamError::Moved {
+        Some(first) => Err(IpamError::Moved {
             ranges: ask.plan.to_string(),
             count: outside().count(),
             first: first.ip,
         }),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -44,7 +44,7 @@ impl<D: Disk> Fixture<D> {
             owner: &owner,
             plan: &self.plan,
             fixed: &fixed,
-            confined: false,
+            confined: &[],
             cooldown: Duration::from_secs(self.cooldown),
             now: self.now,
         };
@@ -131,6 +131,7 @@ fn i01_nothing_is_given_while_something_outside_of_the_nodes_subnets_is_held() {
     f.add("a");
     f.plan = Plan::of_subnets(["10.2.0.0/24"]).unwrap();
     let second = owner("b");
+    let all = [f.plan.clone()];
     let ask = |confined| Ask {
         owner: &second,
         plan: &f.plan,
@@ -139,12 +140,12 @@ fn i01_nothing_is_given_while_something_outside_of_the_nodes_subnets_is_held() {
         cooldown: Duration::ZERO,
         now: 0,
     };
-    let moved = f.pool.allocate(&ask(true), &|_| true).unwrap_err();
+    let moved = f.pool.allocate(&ask(&all), &|_| true).unwrap_err();
     assert_eq!(
         moved.to_string(),
         "the node's pod CIDRs changed: 1 addresses (10.1.0.2) are outside of 10.2.0.1-10.2.0.254"
     );
-    f.pool.allocate(&ask(false), &|_| true).unwrap();
+    f.pool.allocate(&ask(&[]), &|_| true).unwrap();
 }
 
 #[test]
@@ -268,7 +269,7 @@ fn the_second_attachment_of_a_container_is_another_and_the_same_again_is_refused
         owner: &second,
         plan: &f.plan,
         fixed: &[],
-        confined: false,
+        confined: &[],
         cooldown: Duration::ZERO,
         now: 0,
     };

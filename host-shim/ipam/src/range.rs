@@ -293,7 +293,9 @@ impl Plan {
     /// If there is none, one cannot be, or two overlap.
     pub fn new(sets: &[Vec<RangeConfig>]) -> Result<Self, IpamError> {
         if sets.is_empty() {
-            return Err(fault("no ranges are configured".into()));
+            let why = "no ranges are configured: the network names none, and the node knows no pod CIDRs \
+                       (cni.pod_cidrs of its configuration, or spec.podCIDRs of its Node)";
+            return Err(fault(why.into()));
         }
         let sets: Vec<RangeSet> = sets
             .iter()

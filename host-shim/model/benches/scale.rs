@@ -205,6 +205,7 @@ fn pod(n: usize, namespaces: usize, label_sets: usize) -> Pod {
         ended: false,
         ready: true,
         terminating: false,
+        address_pool: None,
     }
 }
 
@@ -258,6 +259,7 @@ fn policies(policies: usize, pods: usize, local: usize) {
         model.apply(Event::Put(Object::Namespace(Namespace {
             name: Name::new("", &name),
             labels,
+            address_pool: None,
         })));
     }
     timed("store", || {
@@ -312,6 +314,7 @@ fn policies(policies: usize, pods: usize, local: usize) {
         model.apply(Event::Put(Object::Namespace(Namespace {
             name: Name::new("", &name),
             labels,
+            address_pool: None,
         })));
         model.compile();
         assert!(!model.tables().take_delta().is_empty());

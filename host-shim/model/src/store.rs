@@ -58,6 +58,8 @@ impl Changes {
 #[derive(Debug, Default)]
 pub struct Store {
     pub(crate) namespaces: BTreeMap<Arc<str>, Arc<Labels>>,
+    /// Of those that name one.
+    address_pools: BTreeMap<Arc<str>, Arc<str>>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) pods: BTreeMap<Name, Pod>,
     pub(crate) services: BTreeMap<Name, Service>,
@@ -213,11 +215,22 @@ impl Store {
         })
     }
 
+    /// The pool that a pod's addresses come from: its own word, or its namespace's.
+    pub fn address_pool(&self, pod: &Name) -> Option<Arc<str>> {
+        let own = self.pods.get(pod).and_then(|pod| pod.address_pool.clone());
+        own.or_else(|| self.address_pools.get(&pod.namespace).cloned())
+    }
+
     fn put(&mut self, object: Object) {
         let name = object.name().clone();
         match object {
             Object::Namespace(it) => {
                 let labels = self.labels.intern(it.labels);
+                // Asked for with each new pod: no change that anything is compiled of.
+                match it.address_pool {
+                    Some(pool) => self.address_pools.insert(name.name.clone(), pool),
+                    None => self.address_pools.remove(&name.name),
+                };
                 if self.namespaces.get(&name.name) != Some(&labels) {
                     self.changes.namespaces.insert(name.name.clone());
                     self.namespaces.insert(name.name, labels);
@@ -304,6 +317,7 @@ impl Store {
         let name = &key.name;
         match key.kind {
             Kind::Namespace => {
+                self.address_pools.remove(&name.name);
                 if self.namespaces.remove(&name.name).is_some() {
                     self.changes.namespaces.insert(name.name.clone());
                 }

@@ -175,6 +175,22 @@ impl Cluster {
         }
     }
 
+    /// The pool that a pod's addresses come from, if it or its namespace names one.
+    pub fn address_pool(&self, pod: &Name) -> Option<String> {
+        let state = self.shared.lock();
+        let pool = state.model.store().address_pool(pod);
+        pool.map(|pool| pool.to_string())
+    }
+
+    /// The ranges of this node's pods, as its Node object has them; none while that is not known.
+    pub fn own_pod_cidrs(&self) -> Vec<String> {
+        let state = self.shared.lock();
+        let own = state.model.store().node(&state.model.config().node);
+        own.map_or_else(Vec::new, |node| {
+            node.pod_cidrs.iter().map(ToString::to_string).collect()
+        })
+    }
+
     /// A pod has a link: `row` (whose identity is policy's to say) and `others`, in one change with what policy says of
     /// it. The number is for [`Control::wait`].
     pub fn attach(&self, pod: Name, row: LinkRow, others: Vec<Row>) -> u64 {

@@ -114,6 +114,33 @@ impl Ground {
     }
 }
 
+#[test]
+fn i01_i08_the_node_object_and_the_annotations_say_where_addresses_come_from() {
+    let annotated = |kind: &str, name: &str, pool: &str| {
+        format!(
+            "apiVersion: v1\nkind: {kind}\nmetadata:\n  name: {name}\n  namespace: shop\n  annotations: {{sluice.dev/address-pool: {pool}}}\n"
+        )
+    };
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: here}\nspec: {podCIDRs: [10.9.0.0/24, 'fd09::/64']}\n";
+    let ground = Ground::new("pools", &[("node.yaml", node)]);
+    let pool = |pod: &str| ground.cluster.address_pool(&pod_name(pod));
+    ground.until("the node's ranges", |it| {
+        it.cluster.own_pod_cidrs() == ["10.9.0.0/24", "fd09::/64"]
+    });
+    assert_eq!(pool("shop/web"), None);
+    let namespace = annotated("Namespace", "shop", "blue").replace("  namespace: shop\n", "");
+    ground.write("shop.yaml", &namespace);
+    ground.write("web.yaml", &annotated("Pod", "web", "green"));
+    ground.until("the pod's own word", |_| {
+        pool("shop/web").as_deref() == Some("green")
+    });
+    ground.until("the namespace's", |_| {
+        pool("shop/db").as_deref() == Some("blue")
+    });
+    ground.write("shop.yaml", &namespace.replace("sluice.dev", "example.org"));
+    ground.until("its end", |_| pool("shop/db").is_none());
+}
+
 impl Drop for Ground {
     fn drop(&mut self) {
         self.cluster.stop();

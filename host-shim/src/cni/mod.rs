@@ -16,6 +16,7 @@ use sluice_cni::verbs::Verbs;
 use sluice_cni::verbs::node::{Defaults, Health, Link, Made, Node as CniNode, NodeError};
 use sluice_contract::Mac;
 use sluice_contract::row::NodeRow;
+use sluice_model::object::Name;
 
 use crate::api::with_causes;
 use crate::config::PodConfig;
@@ -44,8 +45,14 @@ pub struct Host(Arc<Node>);
 impl CniNode for Host {
     fn defaults(&self) -> Defaults {
         let (config, row) = (self.0.config(), NodeRow::default());
+        let own = config.cni.pod_cidrs.clone();
+        let subnets = match self.0.cluster() {
+            Some(cluster) if own.is_empty() => cluster.own_pod_cidrs(),
+            _ => own,
+        };
         Defaults {
-            subnets: config.cni.pod_cidrs.clone(),
+            subnets,
+            pools: config.cni.pools.clone(),
             mtu: config.mtu,
             wiring: match config.wiring {
                 Mode::Veth => Wiring::Veth,
@@ -130,9 +137,14 @@ impl CniNode for Host {
         }
     }
 
-    fn pool_of(&self, _pod: &PodName) -> Option<String> {
-        // Namespaces come with the cluster model; without one every pod uses the node's own pool.
-        None
+    fn pool_of(&self, pod: &PodName) -> Result<Option<String>, NodeError> {
+        // Without a cluster there is nobody to ask for a pool.
+        let Some(cluster) = self.0.cluster() else {
+            return Ok(None);
+        };
+        let pod = Name::new(&pod.namespace, &pod.name);
+        self.0.await_pod(&pod).map_err(|error| told(&error))?;
+        Ok(cluster.address_pool(&pod))
     }
 }
 

@@ -24,6 +24,7 @@ use sluice_cni::gate::Gate;
 use sluice_contract::policy::PolicyKey;
 use sluice_contract::row::NodeRow;
 use sluice_contract::{Key, LinkId, Row};
+use sluice_model::object::Name;
 
 use self::links::{Link, LinkError, LinkTable, SavedLink};
 use self::ways::Ways;
@@ -293,13 +294,21 @@ impl Node {
     /// Why not; nothing of the link is left then.
     pub fn add_link(&self, pod: PodConfig) -> Result<Link, NodeError> {
         pod.check()?;
-        if let Some(cluster) = &self.cluster {
-            let name = pod_name(pod.pod.as_ref().unwrap_or(&pod.name));
-            if !cluster.await_pod(&name, KNOWN) {
-                return Err(NodeError::NotKnown(name.to_string()));
-            }
-        }
+        self.await_pod(&pod_name(pod.pod.as_ref().unwrap_or(&pod.name)))?;
         self.link_pod(pod, self.cluster.is_some())
+    }
+
+    /// Waits until the cluster, if there is one, has said all that concerns a pod.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub(crate) fn await_pod(&self, pod: &Name) -> Result<(), NodeError> {
+        match &self.cluster {
+            Some(cluster) if !cluster.await_pod(pod, KNOWN) => {
+                Err(NodeError::NotKnown(pod.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Links a pod that policy has (`judged`) or has not something to say about.

@@ -41,7 +41,11 @@ impl<N: Node> Verbs<N> {
             return Err(CniError::new(Code::Exists, msg));
         }
         let link = self.wanted(env, config, &args, previous.as_ref())?;
-        let source = address::source(&self.pools, &self.node, config, &args)?;
+        let pool = match args.pod() {
+            Some(pod) if config.ipam_type().is_none() => self.node.pool_of(&pod)?,
+            _ => None,
+        };
+        let source = address::source(&self.pools, &self.node, config, pool.as_deref())?;
         let mut record = self.claim_ports_and_name(env, config, key, link)?;
         let given = self.addresses(
             env,

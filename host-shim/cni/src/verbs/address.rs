@@ -104,9 +104,9 @@ pub struct Delegate {
 #[derive(Debug)]
 pub struct Own {
     pub pool: Arc<Pool>,
-    /// What may be given, and whether that is the node's pod CIDRs, outside of which nothing may be held. Freeing works
-    /// whatever became of the ranges.
-    plan: Result<(Plan, bool), CniError>,
+    /// What may be given, and if that is the node's pod CIDRs, all that may be held. Freeing works whatever became of the
+    /// ranges.
+    plan: Result<(Plan, Vec<Plan>), CniError>,
     cooldown: Duration,
 }
 
@@ -133,7 +133,7 @@ impl Pools {
     }
 }
 
-/// Finds out where the addresses of `config`'s network come from.
+/// Finds out where the addresses of `config`'s network come from: from the pool of that name, if one is asked for.
 ///
 /// # Errors
 /// Code 6 or 7 for a configuration that cannot be, 5 if the disk refuses.
@@ -141,7 +141,7 @@ pub fn source(
     pools: &Pools,
     node: &dyn Node,
     config: &Config,
-    args: &Args,
+    pool: Option<&str>,
 ) -> Result<Source, CniError> {
     let own = match &config.ipam {
         None => OwnConfig::default(),
@@ -168,10 +168,9 @@ pub fn source(
             store,
         }));
     }
-    let pool_name = args.pod().and_then(|pod| node.pool_of(&pod));
     Ok(Source::Own(Own {
         pool: pools.open(&data_dir)?,
-        plan: plan(&own, config, &node.defaults(), pool_name.as_deref()),
+        plan: plan(&own, config, &node.defaults(), pool),
         cooldown: own.cooldown_seconds.map_or(COOLDOWN, Duration::from_secs),
     }))
 }
@@ -181,19 +180,12 @@ fn plan(
     config: &Config,
     defaults: &Defaults,
     pool: Option<&str>,
-) -> Result<(Plan, bool), CniError> {
+) -> Result<(Plan, Vec<Plan>), CniError> {
     if let Some(name) = pool {
-        let sets = own
-            .pools
-            .get(name)
-            .filter(|sets| !sets.is_empty())
-            .ok_or_else(|| {
-                CniError::new(
-                    Code::Config,
-                    format!("the namespace's address pool {name:?} is empty"),
-                )
-            })?;
-        return Ok((Plan::new(sets)?, false));
+        let known = pools(own, defaults)?;
+        let plan = known.get(name).filter(|plan| !plan.sets().is_empty());
+        let plan = plan.ok_or_else(|| empty_pool(name, &known))?;
+        return Ok((plan.clone(), Vec::new()));
     }
     let mut sets: Vec<Vec<RangeConfig>> = Vec::new();
     if let Some(ranges) = &config.capabilities.ip_ranges {
@@ -212,9 +204,38 @@ fn plan(
     sets.extend(own.ranges.iter().cloned());
     if sets.is_empty() {
         let subnets = defaults.subnets.iter().map(String::as_str);
-        return Ok((Plan::of_subnets(subnets)?, true));
+        let plan = Plan::of_subnets(subnets)?;
+        let mut confined = vec![plan.clone()];
+        confined.extend(pools(own, defaults)?.into_values());
+        return Ok((plan, confined));
     }
-    Ok((Plan::new(&sets)?, false))
+    Ok((Plan::new(&sets)?, Vec::new()))
+}
+
+/// The pools of the network and of the node; of two of one name the network's.
+fn pools(own: &OwnConfig, defaults: &Defaults) -> Result<BTreeMap<String, Plan>, CniError> {
+    let mut all = BTreeMap::new();
+    for (name, subnets) in defaults.pools.iter().filter(|(_, it)| !it.is_empty()) {
+        let plan = Plan::of_subnets(subnets.iter().map(String::as_str))?;
+        all.insert(name.clone(), plan);
+    }
+    for (name, sets) in own.pools.iter().filter(|(_, it)| !it.is_empty()) {
+        all.insert(name.clone(), Plan::new(sets)?);
+    }
+    Ok(all)
+}
+
+fn empty_pool(name: &str, known: &BTreeMap<String, Plan>) -> CniError {
+    let known: Vec<&str> = known.keys().map(String::as_str).collect();
+    let known = match known.as_slice() {
+        [] => "this node has no pools".to_owned(),
+        known => format!("this node has {}", known.join(", ")),
+    };
+    let msg = format!("the address pool {name:?} is empty here");
+    let details = format!(
+        "{known}; give it ranges in the node's cni.pools or in ipam.pools of the network, or change the annotation"
+    );
+    CniError::new(Code::Config, msg).details(&details)
 }
 
 /// Addresses that the runtime asks for. Of three places the first that says something counts (checklist 64).
@@ -365,13 +386,13 @@ impl Own {
         args: &Args,
         live: &dyn Fn(&Lease) -> bool,
     ) -> Result<Given, CniError> {
-        let (plan, is_node_default) = self.plan.as_ref().map_err(Clone::clone)?;
+        let (plan, confined) = self.plan.as_ref().map_err(Clone::clone)?;
         let (owner, fixed) = (owner(env), fixed(config, args)?);
         let ask = Ask {
             owner: &owner,
             plan,
             fixed: &fixed,
-            confined: *is_node_default,
+            confined,
             cooldown: self.cooldown,
             now: now(),
         };

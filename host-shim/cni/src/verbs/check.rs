@@ -5,7 +5,7 @@ use super::address;
 use super::node::Node;
 use super::record::{Key, Record};
 use crate::config::Config;
-use crate::env::{Args, Environment};
+use crate::env::Environment;
 use crate::error::{CniError, Code};
 use crate::result::CniResult;
 use std::thread;
@@ -33,8 +33,7 @@ impl<N: Node> Verbs<N> {
         }
         let is_foreign = record.link.adopt.is_some() && config.ipam.is_none();
         if !is_foreign {
-            let args = Args::lenient(&env.args);
-            address::source(&self.pools, &self.node, config, &args)?.check(
+            address::source(&self.pools, &self.node, config, None)?.check(
                 env,
                 config,
                 &record.link.addresses,

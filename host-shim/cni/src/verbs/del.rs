@@ -5,7 +5,7 @@ use super::node::Node;
 use super::record::{Key, Record};
 use super::{Verbs, disk};
 use crate::config::Config;
-use crate::env::{Args, Environment, Verb};
+use crate::env::{Environment, Verb};
 use crate::error::CniError;
 use std::sync::atomic::Ordering;
 
@@ -43,7 +43,7 @@ impl<N: Node> Verbs<N> {
         if chained {
             return Ok(());
         }
-        let source = address::source(&self.pools, &self.node, config, &Args::lenient(""))?;
+        let source = address::source(&self.pools, &self.node, config, None)?;
         source.del(env, config)
     }
 
@@ -62,7 +62,7 @@ impl<N: Node> Verbs<N> {
                 path: record.path.clone(),
                 netns_override: false,
             };
-            let source = address::source(&self.pools, &self.node, &config, &Args::lenient(""))?;
+            let source = address::source(&self.pools, &self.node, &config, None)?;
             source.del(&env, &config)?;
         }
         self.records

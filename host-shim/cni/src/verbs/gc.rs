@@ -9,7 +9,7 @@ use super::address::{self, Source};
 use super::node::Node;
 use super::record::Key;
 use crate::config::{Attachment, Config};
-use crate::env::{Args, Environment};
+use crate::env::Environment;
 use crate::error::{CniError, Code};
 use sluice_ipam::Lease;
 use sluice_ipam::pool::{BETWEEN_OBSERVATIONS, Standing};
@@ -95,7 +95,7 @@ impl<N: Node> Verbs<N> {
         valid: &BTreeSet<Attachment>,
         now: Instant,
     ) -> Result<(), CniError> {
-        let pool = match address::source(&self.pools, &self.node, config, &Args::lenient(""))? {
+        let pool = match address::source(&self.pools, &self.node, config, None)? {
             Source::Own(own) => own.pool,
             Source::Delegate(delegate) => {
                 let answer = address::ask_delegate(&delegate.name, "GC", env, config);

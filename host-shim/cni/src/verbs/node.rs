@@ -50,6 +50,8 @@ pub struct Made {
 pub struct Defaults {
     /// The node's pod CIDRs.
     pub subnets: Vec<String>,
+    /// Subnets by name, for pods and namespaces that ask for a pool.
+    pub pools: BTreeMap<String, Vec<String>>,
     pub mtu: u16,
     pub wiring: Wiring,
     pub gateway4: IpAddr,
@@ -125,6 +127,9 @@ pub trait Node: Send + Sync {
 
     fn health(&self) -> Health;
 
-    /// The address pool that the pod's namespace asks for.
-    fn pool_of(&self, pod: &PodName) -> Option<String>;
+    /// The address pool that the pod or its namespace asks for. Waits until it is known.
+    ///
+    /// # Errors
+    /// If it is not known in time: the pod must not get an address of another pool.
+    fn pool_of(&self, pod: &PodName) -> Result<Option<String>, NodeError>;
 }

@@ -4,7 +4,7 @@ use super::Verbs;
 use super::address;
 use super::node::{Health, Node};
 use crate::config::Config;
-use crate::env::{Args, Environment};
+use crate::env::Environment;
 use crate::error::{CniError, Code};
 use std::sync::PoisonError;
 
@@ -53,7 +53,7 @@ impl<N: Node> Verbs<N> {
             Health::Unavailable(why) => return Err(CniError::new(Code::Unavailable, why)),
             Health::Degraded(why) => return Err(CniError::new(Code::Degraded, why)),
         }
-        let source = address::source(&self.pools, &self.node, config, &Args::lenient(""))?;
+        let source = address::source(&self.pools, &self.node, config, None)?;
         let usage = source
             .status(env, config, &self.pools)
             .map_err(|mut error| {

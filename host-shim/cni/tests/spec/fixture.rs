@@ -25,6 +25,7 @@ pub(crate) struct State {
     /// What the next attach fails with.
     pub(crate) refuse: Option<NodeError>,
     pub(crate) refuse_detach: Option<NodeError>,
+    pub(crate) refuse_pool: Option<NodeError>,
     /// How long an attach takes.
     pub(crate) delay: Duration,
     /// What CHECK finds missing, for how many looks.
@@ -32,6 +33,7 @@ pub(crate) struct State {
     pub(crate) missing_looks: usize,
     pub(crate) subnets: Vec<String>,
     pub(crate) pools: BTreeMap<String, String>,
+    pub(crate) node_pools: BTreeMap<String, Vec<String>>,
     pub(crate) attached: usize,
 }
 
@@ -47,8 +49,10 @@ impl Memory {
 
 impl Node for Memory {
     fn defaults(&self) -> Defaults {
+        let state = self.state();
         Defaults {
-            subnets: self.state().subnets.clone(),
+            subnets: state.subnets.clone(),
+            pools: state.node_pools.clone(),
             mtu: 1450,
             wiring: Wiring::Veth,
             gateway4: "169.254.1.1".parse().unwrap(),
@@ -130,8 +134,12 @@ impl Node for Memory {
         self.state().health.clone()
     }
 
-    fn pool_of(&self, pod: &PodName) -> Option<String> {
-        self.state().pools.get(&pod.namespace).cloned()
+    fn pool_of(&self, pod: &PodName) -> Result<Option<String>, NodeError> {
+        let mut state = self.state();
+        if let Some(error) = state.refuse_pool.take() {
+            return Err(error);
+        }
+        Ok(state.pools.get(&pod.namespace).cloned())
     }
 }
 
@@ -205,11 +213,13 @@ impl Fixture {
             health: Health::Ready,
             refuse: None,
             refuse_detach: None,
+            refuse_pool: None,
             delay: Duration::ZERO,
             missing: Vec::new(),
             missing_looks: 0,
             subnets: vec!["10.1.0.0/24".into(), "fd00::/64".into()],
             pools: BTreeMap::new(),
+            node_pools: BTreeMap::new(),
             attached: 0,
         };
         Self {

@@ -2,6 +2,7 @@
 
 use crate::fixture::Fixture;
 use serde_json::json;
+use sluice_cni::verbs::node::NodeError;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -67,7 +68,41 @@ fn i08_a_namespaces_pool_is_used_and_an_empty_one_is_an_error() {
     assert_eq!(add("a", "shop").address(), "10.3.0.2/32");
     assert_eq!(add("b", "default").address(), "10.1.0.2/32");
     assert!(add("c", "lab").error(7).contains("empty"));
-    assert!(add("d", "typo").error(7).contains("bleu"));
+    let typo = add("d", "typo").error(7);
+    assert!(typo.contains("bleu") && typo.contains("blue"), "{typo}");
+    // While nobody knows which pool it is, no address of another one is given.
+    f.node.state().refuse_pool = Some(NodeError::Late("which pool?".into()));
+    add("e", "shop").error(11);
+    assert_eq!(f.held(), ["10.1.0.2", "10.3.0.2"]);
+}
+
+#[test]
+fn i08_pools_of_the_node_stand_beside_its_pod_cidrs() {
+    let f = Fixture::new();
+    f.node.state().pools.insert("shop".into(), "blue".into());
+    let blue = ["10.3.0.0/24", "fd03::/64"].map(Into::into);
+    f.node.state().node_pools.insert("blue".into(), blue.into());
+    let ipam = json!({"ipam": {"type": "sluice", "dataDir": f.path("data")}});
+    let config = f.config("1.1.0", ipam);
+    let add = |id: &str, namespace: &str| {
+        let netns = f.netns(id);
+        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={id}");
+        let variables = [("CNI_NETNS", netns.as_str()), ("CNI_ARGS", &args)];
+        f.call_with("ADD", id, &config, &variables)
+    };
+    let result = add("a", "shop").result();
+    assert_eq!(result["ips"][0]["address"], "10.3.0.2/32");
+    assert_eq!(result["ips"][1]["address"], "fd03::2/128");
+    // An address of a pool is none that the pod CIDRs have moved away from.
+    assert_eq!(add("b", "default").address(), "10.1.0.2/32");
+    f.call("DEL", "a", &config).silent();
+    f.call("DEL", "b", &config).silent();
+    f.assert_empty();
+    // A pool that is taken away from under its pods is noticed.
+    add("c", "shop").result();
+    f.node.state().node_pools.clear();
+    assert!(add("d", "default").error(7).contains("pod CIDRs changed"));
+    add("e", "shop").error(7);
 }
 
 #[test]

@@ -193,6 +193,8 @@ impl Object {
 pub struct Namespace {
     pub name: Name,
     pub labels: Arc<Labels>,
+    /// Where its pods' addresses come from, if not from where all do.
+    pub address_pool: Option<Arc<str>>,
 }
 
 /// A machine.
@@ -234,6 +236,8 @@ pub struct Pod {
     pub ready: bool,
     /// It is being deleted.
     pub terminating: bool,
+    /// Where its addresses come from, if not from where its namespace's do.
+    pub address_pool: Option<Arc<str>>,
 }
 
 /// A port of a container that has a name.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
@@ -18,6 +19,14 @@ use crate::object::{
 /// Annotations of nodes by which networks of pods tell each other what they need.
 const NODE_ANNOTATIONS: [&str; 2] = ["flannel.alpha.coreos.com/", "sluice.dev/"];
 
+/// The annotation of pods and namespaces that names the pool of their addresses.
+const ADDRESS_POOL: &str = "sluice.dev/address-pool";
+
+fn address_pool(metadata: &ObjectMeta) -> Option<Arc<str>> {
+    let annotations = metadata.annotations.as_ref()?;
+    shared(annotations.get(ADDRESS_POOL).cloned())
+}
+
 impl Check<'_> {
     pub(super) fn namespace(&mut self, name: &Name, metadata: &ObjectMeta) -> Namespace {
         let labels = self.labels(metadata);
@@ -26,6 +35,7 @@ impl Check<'_> {
             labels: labels
                 .with("kubernetes.io/metadata.name", &name.name)
                 .into(),
+            address_pool: address_pool(metadata),
         }
     }
 
@@ -72,6 +82,7 @@ impl Check<'_> {
 
     pub(super) fn pod(&mut self, name: &Name, pod: core::Pod) -> Pod {
         let labels = self.labels(&pod.metadata).into();
+        let address_pool = address_pool(&pod.metadata);
         let terminating = pod.metadata.deletion_timestamp.is_some();
         let spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
@@ -90,6 +101,7 @@ impl Check<'_> {
             // A manifest has no status; its pod runs as soon as it has an address.
             ready: condition.is_none_or(|it| it.status == "True"),
             terminating,
+            address_pool,
             addresses: self.pod_addresses(status),
         }
     }
