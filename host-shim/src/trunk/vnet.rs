@@ -148,7 +148,8 @@ pub fn to_tap(header: &mut [u8; HEADER]) -> Result<Option<Tunnelled>, TrunkFault
         }),
         _ => return Err(TrunkFault::BadOffload),
     };
-    let tunnel_flag = if tunnel == 0 { 0 } else { TUNNEL_CSUM };
+    // Whoever cuts it, also the daemon a kind that no device knows, has to know of the outer checksum.
+    let tunnel_flag = tunnelled.map_or(0, |_| TUNNEL_CSUM);
     header[0] &= NEEDS_CSUM | DATA_VALID | tunnel_flag;
     if header[0] & NEEDS_CSUM != 0 {
         let start = field(header, CSUM_START);
@@ -233,11 +234,13 @@ mod tests {
             prop_assert_eq!(long[0], NEEDS_CSUM | TUNNEL_CSUM);
             let outer = if six { 54u16 } else { 34 };
             prop_assert_eq!(&long[20..], &[outer.to_le_bytes(), place.to_le_bytes()].concat()[..]);
+            header[0] = NEEDS_CSUM | TUNNEL_CSUM;
             header[GSO_TYPE] = 1;
             put(&mut header, NUM_BUFFERS, place + 4);
             put(&mut header, CSUM_START, start + 4);
             let other = to_tap(&mut header).unwrap().unwrap();
             prop_assert_eq!(other.long_header(&header), None);
+            prop_assert!(Segmentation::read(&header).unwrap().outer_checksum);
         }
 
         #[test]
