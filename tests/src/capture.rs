@@ -15,16 +15,30 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Begins; frames are captured when this returns.
+    /// Begins; frames are captured when this returns, of each the headers.
     ///
     /// # Errors
     /// If tcpdump does not start.
     pub fn start(netns: &Netns, interface: &str, filter: &str) -> Result<Self> {
+        Self::begin(netns, interface, filter, "256")
+    }
+
+    /// The same with every byte of frames as a wire has them, for whoever checks checksums.
+    ///
+    /// # Errors
+    /// If tcpdump does not start.
+    pub fn whole(netns: &Netns, interface: &str, filter: &str) -> Result<Self> {
+        Self::begin(netns, interface, filter, "2048")
+    }
+
+    fn begin(netns: &Netns, interface: &str, filter: &str, length: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("{}-{interface}.pcap", netns.name()));
         // Another capture's file must not be taken for this one's.
         let _ = std::fs::remove_file(&path);
         let mut command = netns.command("tcpdump");
-        command.args(["-Uni", interface, "-s", "256", "-w"]);
+        // Frame by frame, for otherwise they come a second late; and with room for those that come at once.
+        command.args(["--immediate-mode", "-B", "16384"]);
+        command.args(["-Uni", interface, "-s", length, "-w"]);
         command.arg(&path).arg(filter);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let capture = Self {
@@ -61,6 +75,18 @@ impl Capture {
             "udp.port==8472,vxlan",
             "-d",
             "udp.port==6081,geneve",
+            // The traffic server's port is other protocols' for others.
+            "-d",
+            "udp.port==7000,data",
+            "-d",
+            "tcp.port==7000,data",
+            // Off unless asked for, because most captures are taken before a card completes them.
+            "-o",
+            "ip.check_checksum:TRUE",
+            "-o",
+            "tcp.check_checksum:TRUE",
+            "-o",
+            "udp.check_checksum:TRUE",
             "-Y",
             shown,
             "-T",
@@ -73,6 +99,19 @@ impl Capture {
         }
         let text = command::run(&words)?;
         Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The same, once there are so many lines: what is captured is written a little later.
+    ///
+    /// # Errors
+    /// If they do not come.
+    pub fn until_fields(&self, shown: &str, fields: &[&str], least: usize) -> Result<Vec<String>> {
+        command::until("the capture", Duration::from_secs(10), || {
+            let lines = self.fields(shown, fields)?;
+            let count = lines.len();
+            ensure!(count >= least, "tshark finds {count} frames of `{shown}`");
+            Ok(lines)
+        })
     }
 }
 

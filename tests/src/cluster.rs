@@ -1,11 +1,13 @@
-//! A cluster: nodes of ours on one wire, each with a card, a host link and pods, and somebody outside.
+//! A cluster: nodes of ours on one wire, each with a card, a host link and a pod, the objects that all of them follow, and
+//! somebody outside.
 //!
 //! The outside is on the wire itself and is the nodes' default gateway too, behind which a far address lies. It knows no way
 //! to pods: whatever it answers was sent with a node's address.
 
-use crate::lab::{Lab, Plan};
+use crate::cluster_objects::{CLUSTER_LB, LOCAL_LB, Objects, PODS, SERVICES};
+use crate::lab::{Lab, Plan, Pod};
 use crate::netns::Netns;
-use crate::underlay::{self, Peer, Underlay, node4, node6};
+use crate::underlay::{Peer, Underlay, node4, node6};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
@@ -23,24 +25,39 @@ pub enum Mode {
     Vxlan,
     VxlanGbp,
     Geneve,
+    /// Geneve without Ethernet inside.
+    GeneveIp,
+    Ipip,
     /// As they are: all nodes are on one wire (host-gw).
     Direct,
 }
 
 impl Mode {
+    pub const ALL: [Self; 6] = [
+        Self::Vxlan,
+        Self::VxlanGbp,
+        Self::Geneve,
+        Self::GeneveIp,
+        Self::Ipip,
+        Self::Direct,
+    ];
+
     /// The word for people.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Vxlan => "vxlan",
             Self::VxlanGbp => "vxlan-gbp",
             Self::Geneve => "geneve",
+            Self::GeneveIp => "geneve-ip",
+            Self::Ipip => "ipip",
             Self::Direct => "direct",
         }
     }
 
-    const fn port(self) -> u16 {
+    /// The port of its packets; meaningless where they have none.
+    pub const fn port(self) -> u16 {
         match self {
-            Self::Geneve => 6081,
+            Self::Geneve | Self::GeneveIp => 6081,
             _ => 8472,
         }
     }
@@ -51,6 +68,8 @@ impl Mode {
         match self {
             Self::Vxlan | Self::VxlanGbp => 50 + more,
             Self::Geneve => 58 + more,
+            Self::GeneveIp => 44 + more,
+            Self::Ipip => 20 + more,
             Self::Direct => 0,
         }
     }
@@ -69,6 +88,7 @@ impl Mode {
 pub struct Cluster {
     // The nodes end before the wire.
     pub nodes: Vec<Lab>,
+    pub objects: Objects,
     pub outside: Netns,
     pub underlay: Underlay,
     pub mode: Mode,
@@ -76,6 +96,12 @@ pub struct Cluster {
     pub six: bool,
     /// MTU of the pods.
     pub mtu: u16,
+}
+
+/// Addresses that are routed to nodes from outside.
+fn balanced() -> impl Iterator<Item = String> {
+    let all = CLUSTER_LB.into_iter().chain(LOCAL_LB);
+    all.map(|address| format!("{address}/{}", if address.contains(':') { 128 } else { 32 }))
 }
 
 impl Cluster {
@@ -91,8 +117,10 @@ impl Cluster {
             let far = format!("{far}/{}", if far.contains(':') { 128 } else { 32 });
             outside.run(&["ip", "addr", "add", &far, "dev", "lo"])?;
         }
+        let objects = Objects::write(&format!("{}-objects", outside.name()), count)?;
         let mut cluster = Self {
             nodes: Vec::new(),
+            objects,
             outside,
             underlay,
             mode,
@@ -148,10 +176,16 @@ impl Cluster {
                 };
                 described["node_addresses"] = json!([other]);
             }
-            config["host_link"] = json!({
-                "addresses": [own4, own6],
-                "routes": ["10.244.0.0/16", "fd00:244::/48"],
-            });
+            let routes = [PODS, SERVICES].concat();
+            config["host_link"] = json!({"addresses": [own4, own6], "routes": routes});
+            config["node_name"] = format!("node-{number}").into();
+            if self.mode != Mode::VxlanGbp {
+                // The numbers that pods get from their labels do not fit into sixteen bits; those of a node that follows
+                // nothing do, and are told.
+                config["source"] = json!({"directory": self.objects.directory()});
+            }
+            config["uplink"]["service_addresses"] = balanced().collect();
+            config["pods"][0]["pod"] = format!("default/pod-{number}").into();
             config["pods"][0]["host_ports"] =
                 json!([{"hostPort": HOST_PORT, "containerPort": 7000, "protocol": "tcp"}]);
         })?;
@@ -195,6 +229,17 @@ impl Cluster {
             .with_context(|| format!("there is no node {number}"))
     }
 
+    /// The pod of the node of that number.
+    ///
+    /// # Errors
+    /// If there are fewer.
+    pub fn pod(&self, number: usize) -> Result<&Pod> {
+        self.lab(number)?
+            .pods
+            .first()
+            .context("the node has no pod")
+    }
+
     /// The addresses of the outside on the wire.
     pub fn near() -> [String; 2] {
         [node4(OUTSIDE), node6(OUTSIDE)]
@@ -219,14 +264,3 @@ impl Cluster {
             .join("\n----\n")
     }
 }
-
-/// An address and a port as programs write them.
-pub fn at(address: &str, port: u16) -> String {
-    if address.contains(':') {
-        format!("[{address}]:{port}")
-    } else {
-        format!("{address}:{port}")
-    }
-}
-
-pub use underlay::{load, serve};

@@ -1,16 +1,16 @@
 //! What Sluice claims of several nodes, each shown on a running cluster: the demo prints them, the tests assert them.
 
 use crate::capture::Capture;
-use crate::cluster::{Cluster, FAR4, FAR6, HOST_PORT, Mode, at, load, serve};
-use crate::command;
-use crate::lab::{Lab, Pod};
-use crate::netns::Netns;
-use anyhow::{Context as _, Result, ensure};
-use std::time::Duration;
+use crate::cluster::{Cluster, FAR4, FAR6, HOST_PORT};
+use crate::traffic::{PORT, at, ping, serve, sources, stream};
+use anyhow::{Result, ensure};
 
-const PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of a transfer that is checked.
-const BULK: &str = "10000000";
+const BULK: u64 = 10_000_000;
+/// Requests of a ping, in tshark's words.
+const ECHO: &str = "icmp.type == 8 || icmpv6.type == 128";
+/// First packets of connections.
+const SYN: &str = "tcp.flags.syn == 1 && tcp.flags.ack == 0";
 
 /// A claim, shown on a cluster.
 pub type Claim = fn(&Cluster) -> Result<String>;
@@ -33,99 +33,21 @@ pub const ALL: [(&str, Claim); 5] = [
     ),
 ];
 
-fn pod(lab: &Lab) -> Result<&Pod> {
-    lab.pods.first().context("the node has no pod")
-}
-
-/// Waits for the first answer, for neighbors have to be found, and then lets none be missing.
-fn ping(from: &Netns, to: &str, size: u16) -> Result<()> {
-    let size = size.to_string();
-    command::until(&format!("a first answer of {to}"), PATIENCE, || {
-        from.run(&["ping", "-c", "1", "-W", "1", to])
-    })?;
-    from.run(&[
-        "ping", "-c", "5", "-i", "0.05", "-W", "2", "-M", "do", "-s", &size, to,
-    ])
-    .map(drop)
-}
-
-/// Transfers that arrive whole.
-fn checked(from: &Netns, to: &str) -> Result<String> {
-    let seen = load(from, &["checked", &at(to, 7000), "--bytes", BULK])?;
-    Ok(format!("{:.2} Gb/s", seen.rate() * 8.0 / 1e9))
-}
-
-/// The sources of what arrives in a namespace while `action` runs.
-fn sources(
-    (at, interface): (&Netns, &str),
-    action: impl FnOnce() -> Result<()>,
-) -> Result<Vec<String>> {
-    let capture = Capture::start(at, interface, "icmp or icmp6")?;
-    action()?;
-    shown(&capture, "icmp.type == 8 || icmpv6.type == 128")
-}
-
-/// The sources of what was captured and matches, once there is something.
-fn shown(capture: &Capture, filter: &str) -> Result<Vec<String>> {
-    let mut lines = Vec::new();
-    command::until("the capture", Duration::from_secs(5), || {
-        lines = capture.fields(filter, &["ip.src", "ipv6.src"])?;
-        ensure!(!lines.is_empty(), "nothing yet");
-        Ok(())
-    })?;
-    let mut all: Vec<String> = lines.iter().map(|line| line.trim().to_owned()).collect();
-    all.sort();
-    all.dedup();
-    Ok(all)
-}
-
-/// Pods of two nodes exchange full-size packets that may not be fragmented, and streams, in both families; on the wire it is
-/// the tunnel that was asked for, by tshark's judgment.
+/// Pods of two nodes exchange full-size packets that may not be fragmented, and streams, in both families.
 ///
 /// # Errors
-/// If anything is lost or looks otherwise.
+/// If anything is lost.
 pub fn pods_talk_across_nodes(cluster: &Cluster) -> Result<String> {
-    let (a, b) = (pod(cluster.lab(1)?)?, pod(cluster.lab(2)?)?);
-    let capture = Capture::start(&cluster.underlay.netns, "wire", "")?;
-    ping(&a.netns, &b.v4.to_string(), cluster.mtu - 28)?;
-    ping(&a.netns, &b.v6.to_string(), cluster.mtu - 48)?;
+    let (a, b) = (cluster.pod(1)?, cluster.pod(2)?);
     let _there = serve(&b.netns)?;
-    let four = checked(&a.netns, &b.v4.to_string())?;
-    let six = checked(&a.netns, &b.v6.to_string())?;
-    let (shown, network) = match cluster.mode {
-        Mode::Vxlan => ("vxlan.vni == 1 && icmp", "vxlan"),
-        Mode::VxlanGbp => (
-            "vxlan.vni == 1 && vxlan.gbp && icmp",
-            "vxlan with identities",
-        ),
-        Mode::Geneve => ("geneve.vni == 1 && geneve.option.class && icmp", "geneve"),
-        Mode::Direct => ("icmp && !udp", "no tunnel"),
-    };
-    let mut seen = Vec::new();
-    command::until("the capture", Duration::from_secs(5), || {
-        seen = capture.fields(shown, &["frame.len"])?;
-        ensure!(
-            seen.len() >= 10,
-            "tshark sees {} frames of `{shown}`",
-            seen.len()
-        );
-        Ok(())
-    })?;
-    let largest = seen
-        .iter()
-        .filter_map(|line| line.trim().parse::<u32>().ok())
-        .max();
-    ensure!(
-        largest == Some(1514),
-        "the largest frame has {largest:?} bytes, not 1514"
-    );
-    let wrong = capture.fields(
-        "_ws.malformed || ip.checksum.status == 0",
-        &["frame.number"],
-    )?;
-    ensure!(wrong.is_empty(), "tshark finds frames {wrong:?} malformed");
+    let mut rates = Vec::new();
+    for (address, header) in b.addresses().iter().zip([28, 48]) {
+        ping(&a.netns, address, 5, cluster.mtu - header)?;
+        rates.push(stream(&a.netns, &at(address, PORT), BULK)?);
+    }
     Ok(format!(
-        "full-size pings, {four} IPv4, {six} IPv6; on the wire tshark sees {network}"
+        "full-size pings, {} IPv4, {} IPv6",
+        rates[0], rates[1]
     ))
 }
 
@@ -137,34 +59,34 @@ pub fn nodes_and_pods_talk(cluster: &Cluster) -> Result<String> {
     let (here, there) = (cluster.lab(1)?, cluster.lab(2)?);
     let own = Cluster::own(1);
     let mut ways = 0;
-    for lab in [here, there] {
-        let target = pod(lab)?;
+    for target in [cluster.pod(1)?, cluster.pod(2)?] {
         let _serving = serve(&target.netns)?;
-        for (address, own) in [target.v4.to_string(), target.v6.to_string()]
-            .iter()
-            .zip(&own)
-        {
-            let seen = sources((&target.netns, "eth0"), || ping(&here.host, address, 56))?;
-            ensure!(seen == [own.clone()], "{address} saw {seen:?}, not {own}");
-            checked(&here.host, address)?;
+        for (address, own) in target.addresses().iter().zip(&own) {
+            let pings = || ping(&here.host, address, 5, 56);
+            let seen = sources((&target.netns, "eth0"), ECHO, pings)?;
+            ensure!(
+                seen == [own.clone()].into(),
+                "{address} saw {seen:?}, not {own}"
+            );
+            stream(&here.host, &at(address, PORT), BULK)?;
             ways += 1;
         }
     }
-    let from = pod(here)?;
+    let from = cluster.pod(1)?;
     let _serving = serve(&there.host)?;
-    let (v4, v6) = (from.v4.to_string(), from.v6.to_string());
-    for (address, source) in Cluster::own(2).iter().zip([v4, v6]) {
-        let seen = sources((&there.host, "sluice0"), || ping(&from.netns, address, 56))?;
+    for (address, source) in Cluster::own(2).iter().zip(from.addresses()) {
+        let pings = || ping(&from.netns, address, 5, 56);
+        let seen = sources((&there.host, "sluice0"), ECHO, pings)?;
         ensure!(
-            seen == [source.clone()],
+            seen == [source.clone()].into(),
             "node 2 saw {seen:?}, not {source}"
         );
-        checked(&from.netns, address)?;
+        stream(&from.netns, &at(address, PORT), BULK)?;
         ways += 1;
     }
     let _here = serve(&here.host)?;
     for address in &own {
-        checked(&from.netns, address)?;
+        stream(&from.netns, &at(address, PORT), BULK)?;
     }
     Ok(format!("{ways} ways, each with the sender's own address"))
 }
@@ -174,19 +96,25 @@ pub fn nodes_and_pods_talk(cluster: &Cluster) -> Result<String> {
 /// # Errors
 /// If they do not, or the outside sees another source.
 pub fn pods_reach_the_outside_as_their_node(cluster: &Cluster) -> Result<String> {
-    let from = pod(cluster.lab(1)?)?;
+    let from = cluster.pod(1)?;
     let _there = serve(&cluster.outside)?;
     let near = Cluster::near();
     let targets = [near[0].as_str(), FAR4, near[1].as_str(), FAR6];
     for target in targets {
         let own = &Cluster::own(1)[usize::from(target.contains(':'))];
-        let seen = sources((&cluster.outside, "eth0"), || ping(&from.netns, target, 56))?;
-        let seen: Vec<&String> = seen
-            .iter()
-            .filter(|source| *source == own || source.contains("244"))
-            .collect();
-        ensure!(seen == [own], "{target} saw {seen:?}, not {own}");
-        checked(&from.netns, target)?;
+        let field = if target.contains(':') {
+            "ipv6.dst"
+        } else {
+            "ip.dst"
+        };
+        let shown = format!("({ECHO}) && {field} == {target}");
+        let pings = || ping(&from.netns, target, 5, 56);
+        let seen = sources((&cluster.outside, "eth0"), &shown, pings)?;
+        ensure!(
+            seen == [own.clone()].into(),
+            "{target} saw {seen:?}, not {own}"
+        );
+        stream(&from.netns, &at(target, PORT), BULK)?;
     }
     Ok(format!("{} targets saw the node's address", targets.len()))
 }
@@ -196,18 +124,15 @@ pub fn pods_reach_the_outside_as_their_node(cluster: &Cluster) -> Result<String>
 /// # Errors
 /// If it does not.
 pub fn the_outside_reaches_host_ports(cluster: &Cluster) -> Result<String> {
-    let target = pod(cluster.lab(2)?)?;
+    let target = cluster.pod(2)?;
     let _serving = serve(&target.netns)?;
     let mut rates = Vec::new();
     for (own, near) in Cluster::own(2).iter().zip(Cluster::near()) {
-        let capture = Capture::start(&target.netns, "eth0", "tcp port 7000")?;
-        let seen = load(
-            &cluster.outside,
-            &["checked", &at(own, HOST_PORT), "--bytes", BULK],
-        )?;
-        rates.push(format!("{:.2} Gb/s", seen.rate() * 8.0 / 1e9));
-        let sources = shown(&capture, "tcp.flags.syn == 1 && tcp.flags.ack == 0")?;
-        ensure!(sources == [near], "the pod saw {sources:?}");
+        let seen = sources((&target.netns, "eth0"), SYN, || {
+            rates.push(stream(&cluster.outside, &at(own, HOST_PORT), BULK)?);
+            Ok(())
+        })?;
+        ensure!(seen == [near].into(), "the pod saw {seen:?}");
     }
     Ok(rates.join(", "))
 }
@@ -217,26 +142,32 @@ pub fn the_outside_reaches_host_ports(cluster: &Cluster) -> Result<String> {
 /// # Errors
 /// If a single frame of it does.
 pub fn the_hosts_own_traffic_stays_the_hosts(cluster: &Cluster) -> Result<String> {
-    let lab = cluster.lab(1)?;
-    let frames = || -> Result<u64> {
-        let status = lab.status()?;
-        let of = |way: &str| status[way]["to_appliance"]["frames"].as_u64();
-        Ok(of("uplink").context("no uplink")? + of("host_link").context("no host link")?)
-    };
+    let (lab, from) = (cluster.lab(1)?, cluster.pod(1)?);
+    let near = Cluster::near();
+    let taps = ["sluplink", "sluice0"].map(|tap| Capture::start(&lab.host, tap, ""));
     let _serving = serve(&lab.host)?;
-    // Those of an earlier claim may still be closing connections.
-    std::thread::sleep(Duration::from_millis(500));
-    let before = frames()?;
     for own in Cluster::own(1) {
-        ping(&cluster.outside, &own, 1400)?;
-        checked(&cluster.outside, &own)?;
+        ping(&cluster.outside, &own, 5, 1400)?;
+        stream(&cluster.outside, &at(&own, PORT), BULK)?;
     }
     let _there = serve(&cluster.outside)?;
-    for near in Cluster::near() {
-        ping(&lab.host, &near, 1400)?;
-        checked(&lab.host, &near)?;
+    for near in &near {
+        ping(&lab.host, near, 5, 1400)?;
+        stream(&lab.host, &at(near, PORT), BULK)?;
     }
-    let more = frames()? - before;
-    ensure!(more == 0, "{more} frames of it passed the appliance");
+    // What does belong on these taps is seen on them, and everything before it then as well.
+    ping(&from.netns, &near[0], 1, 56)?;
+    ping(&lab.host, &from.v4.to_string(), 1, 56)?;
+    let [near4, near6] = near;
+    let outside = format!("(ip.addr == {near4} || ipv6.addr == {near6})");
+    // Pings of pods, and connections of an earlier claim that are still closing.
+    let of_pods = "(icmp.ident >= 61440 || tcp.port in {30000..32767, 61440..65535})";
+    for (tap, belongs) in taps.into_iter().zip([of_pods, "icmp.type == 8"]) {
+        let tap = tap?;
+        tap.until_fields(belongs, &["frame.number"], 1)?;
+        let shown = format!("{outside} && !({of_pods})");
+        let seen = tap.fields(&shown, &["frame.number", "_ws.col.Info"])?;
+        ensure!(seen.is_empty(), "passed the appliance: {seen:?}");
+    }
     Ok("pings and 40 MB both ways, no frame of it".into())
 }

@@ -1,8 +1,9 @@
 //! What befalls an underlay, and how long pods are without each other: the times are printed, that it ends is the claim.
 
-use crate::cluster::{Cluster, load, serve};
+use crate::cluster::Cluster;
 use crate::command;
 use crate::netns::Netns;
+use crate::traffic::{load, serve};
 use crate::underlay::node6;
 use anyhow::{Context as _, Result};
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 
 use crate::command::{self, Running};
 use crate::netns::Netns;
+use crate::traffic;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -316,16 +317,7 @@ impl Lab {
     /// # Errors
     /// If it does not listen within a few seconds.
     pub fn serve(&self, pod: usize) -> Result<Running> {
-        let pod = self.pods.get(pod).context("no such pod")?;
-        let mut command = pod.netns.command(program("sluice-load"));
-        command.args(["serve", "[::]:7000"]).stdout(Stdio::null());
-        let server = Running::start("sluice-load", &mut command)?;
-        command::until("the traffic server", Duration::from_secs(5), || {
-            let listening = pod.netns.run(&["ss", "-ltnH", "sport", "=", ":7000"])?;
-            anyhow::ensure!(!listening.trim().is_empty(), "not listening yet");
-            Ok(())
-        })?;
-        Ok(server)
+        traffic::serve(&self.pods.get(pod).context("no such pod")?.netns)
     }
 
     /// Runs the traffic client in `pod`.
@@ -333,11 +325,7 @@ impl Lab {
     /// # Errors
     /// If it fails; with what it said.
     pub fn load(&self, pod: usize, words: &[&str]) -> Result<crate::load::Outcome> {
-        let pod = self.pods.get(pod).context("no such pod")?;
-        let program = program("sluice-load");
-        let mut all = vec![program.to_str().context("path")?];
-        all.extend(words);
-        Ok(serde_json::from_str(&pod.netns.run(&all)?)?)
+        traffic::load(&self.pods.get(pod).context("no such pod")?.netns, words)
     }
 }
 
@@ -354,6 +342,11 @@ impl Drop for Lab {
 }
 
 impl Pod {
+    /// Its addresses as text, IPv4 first.
+    pub fn addresses(&self) -> [String; 2] {
+        [self.v4.to_string(), self.v6.to_string()]
+    }
+
     fn new(node: u8, index: usize) -> Result<Self> {
         let name = format!("pod-{index}");
         let last = u8::try_from(index + 2).context("too many pods for a /24")?;

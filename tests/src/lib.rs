@@ -8,10 +8,10 @@
 //! * [`lab`]: a node with pods; [`claims`]: what it must show.
 //! * [`policy`]: a node that follows manifests, and what it must show.
 //! * [`cni`]: a node that a runtime adds pods to, called as a runtime calls it.
-//! * [`load`]: the traffic: windowed UDP, request/response, connection rate.
+//! * [`load`]: the traffic: windowed UDP, request/response, connection rate; [`traffic`]: between which namespaces.
 //! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
-//! * [`cluster`]: several nodes of ours and the outside; [`cluster_claims`]: what they must show; [`cluster_trouble`]: what
-//!   befalls them; [`capture`]: who judges it.
+//! * [`cluster`]: several nodes of ours and the outside, [`cluster_objects`]: what they follow; [`cluster_claims`],
+//!   [`cluster_services`], [`cluster_frames`]: what they must show; [`cluster_trouble`]: what befalls them; [`capture`]: who judges it.
 //! * [`qemu`]: the image alone under QEMU.
 //! * [`bridge`], [`mod@bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
@@ -22,6 +22,9 @@ pub mod capture;
 pub mod claims;
 pub mod cluster;
 pub mod cluster_claims;
+pub mod cluster_frames;
+pub mod cluster_objects;
+pub mod cluster_services;
 pub mod cluster_trouble;
 pub mod cni;
 pub mod command;
@@ -36,4 +39,5 @@ pub mod qemu;
 pub mod run;
 pub mod signals;
 pub mod snapshot;
+pub mod traffic;
 pub mod underlay;

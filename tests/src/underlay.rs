@@ -4,9 +4,8 @@
 use crate::command::Running;
 use crate::lab::{Lab, Plan};
 use crate::netns::Netns;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
-use std::process::Stdio;
 
 /// The wire between nodes: 192.168.50.0/24 and fd50::/64.
 #[derive(Debug)]
@@ -71,6 +70,8 @@ impl Underlay {
             "dev",
             "eth0",
         ])?;
+        // Nobody has these addresses already; neighbors are asked for at once.
+        node.run(&["sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0"])?;
         let six = format!("{}/64", node6(number));
         node.run(&["ip", "addr", "add", &six, "dev", "eth0", "nodad"])?;
         node.run(&["ip", "link", "set", "eth0", "up"])?;
@@ -211,37 +212,6 @@ impl Flannel {
     /// # Errors
     /// If it does not listen within a few seconds.
     pub fn serve(&self) -> Result<Running> {
-        serve(&self.pod)
+        crate::traffic::serve(&self.pod)
     }
-}
-
-/// Starts the traffic server in a namespace.
-///
-/// # Errors
-/// If it does not listen within a few seconds.
-pub fn serve(netns: &Netns) -> Result<Running> {
-    let mut command = netns.command(crate::lab::program("sluice-load"));
-    command.args(["serve", "[::]:7000"]).stdout(Stdio::null());
-    let server = Running::start("sluice-load", &mut command)?;
-    crate::command::until(
-        "the traffic server",
-        std::time::Duration::from_secs(5),
-        || {
-            let listening = netns.run(&["ss", "-ltnH", "sport", "=", ":7000"])?;
-            anyhow::ensure!(!listening.trim().is_empty(), "not listening yet");
-            Ok(())
-        },
-    )?;
-    Ok(server)
-}
-
-/// Runs the traffic client in a namespace.
-///
-/// # Errors
-/// If it fails; with what it said.
-pub fn load(netns: &Netns, words: &[&str]) -> Result<crate::load::Outcome> {
-    let program = crate::lab::program("sluice-load");
-    let mut all = vec![program.to_str().context("path")?];
-    all.extend(words);
-    Ok(serde_json::from_str(&netns.run(&all)?)?)
 }

@@ -3,6 +3,8 @@
 use anyhow::{Context as _, Result};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::cluster_claims::{self as claims, Claim};
+use sluice_tests::cluster_frames as frames;
+use sluice_tests::cluster_services as services;
 use sluice_tests::cluster_trouble as trouble;
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
@@ -14,6 +16,7 @@ fn show(nodes: u8, mode: Mode, six: bool, claims: &[(&str, Claim)]) {
 
 fn shown(nodes: u8, mode: Mode, six: bool, claims: &[(&str, Claim)]) -> Result<()> {
     let cluster = Cluster::start(nodes, mode, six)?;
+
     for (name, claim) in claims {
         let on = format!("{} over {}", mode.word(), if six { "IPv6" } else { "IPv4" });
         let seen = claim(&cluster).with_context(|| format!("{on}: {name}"));
@@ -29,33 +32,42 @@ const ACROSS: (&str, Claim) = ("pods of two nodes", claims::pods_talk_across_nod
 const HOSTS: (&str, Claim) = ("nodes and pods", claims::nodes_and_pods_talk);
 
 #[test]
-fn o01_o11_w06_pods_and_nodes_talk_through_vxlan_and_geneve_over_both_families() {
+fn o01_o02_o08_o10_o11_o13_v02_pods_talk_in_every_mode_over_both_families_in_frames_as_they_should_be()
+ {
     need!(
-        "o01_o11_w06_pods_and_nodes_talk_through_vxlan_and_geneve_over_both_families",
+        "o01_o02_o08_o10_o11_o13_v02_pods_talk_in_every_mode_over_both_families_in_frames_as_they_should_be",
         Root,
         Kvm,
         Tool("ip"),
+        Tool("ethtool"),
         Tool("tcpdump"),
         Tool("tshark")
     );
-    show(2, Mode::Vxlan, false, &[ACROSS, HOSTS]);
-    show(2, Mode::Vxlan, true, &[ACROSS]);
-    show(2, Mode::VxlanGbp, false, &[ACROSS]);
-    show(2, Mode::Geneve, false, &[ACROSS]);
-    show(2, Mode::Geneve, true, &[ACROSS, HOSTS]);
+    for mode in Mode::ALL {
+        for six in [false, true] {
+            show(2, mode, six, &[ACROSS, frames::CLAIM]);
+        }
+    }
 }
 
 #[test]
-fn o10_o17_w06_pods_and_nodes_talk_without_a_tunnel() {
+fn w06_nodes_and_pods_talk_through_tunnels_and_without() {
     need!(
-        "o10_o17_w06_pods_and_nodes_talk_without_a_tunnel",
+        "w06_nodes_and_pods_talk_through_tunnels_and_without",
         Root,
         Kvm,
         Tool("ip"),
         Tool("tcpdump"),
         Tool("tshark")
     );
-    show(2, Mode::Direct, false, &[ACROSS, HOSTS]);
+    for (mode, six) in [
+        (Mode::Vxlan, false),
+        (Mode::Geneve, true),
+        (Mode::Ipip, false),
+        (Mode::Direct, false),
+    ] {
+        show(2, mode, six, &[HOSTS]);
+    }
 }
 
 #[test]
@@ -80,6 +92,36 @@ fn e01_b01_pods_and_the_outside_reach_each_other_and_the_hosts_own_stays_the_hos
                 "the host's own",
                 claims::the_hosts_own_traffic_stays_the_hosts,
             ),
+        ],
+    );
+}
+
+#[test]
+fn s08_s11_s12_s13_services_are_reached_across_nodes_and_from_outside() {
+    need!(
+        "s08_s11_s12_s13_services_are_reached_across_nodes_and_from_outside",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("bash"),
+        Tool("tcpdump"),
+        Tool("tshark")
+    );
+    show(
+        2,
+        Mode::Vxlan,
+        false,
+        &[
+            ("ClusterIP", services::cluster_ips_lead_across_nodes),
+            (
+                "NodePort from inside",
+                services::node_ports_serve_the_cluster,
+            ),
+            (
+                "load balancer",
+                services::load_balancers_addresses_lead_to_their_service,
+            ),
+            ("probes", services::probes_pass_where_policy_denies),
         ],
     );
 }

@@ -4,15 +4,13 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 use sluice_tests::capture::Capture;
-use sluice_tests::command;
 use sluice_tests::lab::Plan;
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
-use sluice_tests::netns::Netns;
 use sluice_tests::ovs::{OpenVswitch, SCHEMA};
-use sluice_tests::underlay::{Flannel, Peer, Underlay, load, serve};
+use sluice_tests::traffic::{PORT, at, ping, serve, stream};
+use sluice_tests::underlay::{Flannel, Peer, Underlay};
 use std::path::Path;
-use std::time::Duration;
 
 const OURS: u8 = 1;
 const THEIRS: u8 = 9;
@@ -34,25 +32,6 @@ const fn peer(number: u8) -> Peer {
     }
 }
 
-/// A first ping until the neighbors are known, then whole packets up to the MTU.
-fn ping(from: &Netns, to: &str, size: u16) -> Result<()> {
-    command::until("the first ping", Duration::from_secs(15), || {
-        from.run(&["ping", "-n", "-c", "1", "-W", "1", to])
-    })?;
-    let size = size.to_string();
-    let words = ["ping", "-n", "-c", "3", "-i", "0.1", "-W", "2", "-M", "do"];
-    from.run(&[&words[..], &["-s", &size, to]].concat())
-        .map(drop)
-}
-
-/// Every byte is checked at the far end.
-fn transfer(from: &Netns, to: &str, bytes: u64) -> Result<()> {
-    let seen = load(from, &["checked", to, "--bytes", &bytes.to_string()])?;
-    ensure!(seen.done >= bytes, "{} of {bytes} bytes arrived", seen.done);
-    println!("to {to}: {:.2} Gb/s", seen.rate() * 8.0 / 1e9);
-    Ok(())
-}
-
 fn a_gigabyte_each_way(segmentation: &str) -> Result<()> {
     let (underlay, mtu) = (Underlay::new(1500)?, 1450);
     let mut ours = underlay.node(&plan(mtu), &json!({}), &[peer(THEIRS)])?;
@@ -60,10 +39,16 @@ fn a_gigabyte_each_way(segmentation: &str) -> Result<()> {
     let theirs = Flannel::new(&underlay, THEIRS, &peer(OURS))?;
     ours.start_node()?;
     let pod = &ours.pods[0];
-    ping(&pod.netns, &theirs.v4, mtu - 28)?;
+    ping(&pod.netns, &theirs.v4, 5, mtu - 28)?;
     let (_there, _here) = (theirs.serve()?, serve(&pod.netns)?);
-    transfer(&pod.netns, &format!("{}:7000", theirs.v4), 1_000_000_000)?;
-    transfer(&theirs.pod, &format!("{}:7000", pod.v4), 1_000_000_000)
+    for (from, to) in [
+        (&pod.netns, theirs.v4.clone()),
+        (&theirs.pod, pod.v4.to_string()),
+    ] {
+        let seen = stream(from, &at(&to, PORT), 1_000_000_000)?;
+        println!("segmentation {segmentation}: a gigabyte to {to}: {seen}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -95,19 +80,16 @@ fn with_open_vswitch(kind: &str, port: u16, mtu: u16) -> Result<()> {
             (&theirs.v4, pod.v4.to_string(), 28),
             (&theirs.v6, pod.v6.to_string(), 48),
         ] {
-            ping(&pod.netns, to, mtu - header)?;
-            ping(&theirs.pod, &back, mtu - header)?;
+            ping(&pod.netns, to, 3, mtu - header)?;
+            ping(&theirs.pod, &back, 3, mtu - header)?;
         }
         let (_there, _here) = (serve(&theirs.pod)?, serve(&pod.netns)?);
         for (to, back) in [
-            (format!("{}:7000", theirs.v4), format!("{}:7000", pod.v4)),
-            (
-                format!("[{}]:7000", theirs.v6),
-                format!("[{}]:7000", pod.v6),
-            ),
+            (&theirs.v4, pod.v4.to_string()),
+            (&theirs.v6, pod.v6.to_string()),
         ] {
-            transfer(&pod.netns, &to, 10_000_000)?;
-            transfer(&theirs.pod, &back, 10_000_000)?;
+            stream(&pod.netns, &at(to, PORT), 10_000_000)?;
+            stream(&theirs.pod, &at(&back, PORT), 10_000_000)?;
         }
         as_the_dissector_sees_it(&capture, kind)
     })();

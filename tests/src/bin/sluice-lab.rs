@@ -6,7 +6,8 @@ use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
-use sluice_tests::{bench, claims, cluster_claims, policy, signals};
+use sluice_tests::{bench, claims, policy, signals};
+use sluice_tests::{cluster_claims, cluster_frames, cluster_services};
 use std::path::PathBuf;
 
 /// Nodes and pods in network namespaces: shown, measured, and gone without a trace
@@ -110,15 +111,16 @@ fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
     Ok(())
 }
 
-/// Several nodes on one wire, in every mode.
+/// Several nodes on one wire: pods of each other in every mode over both families, and everything else in a tunnel over each
+/// family and without one.
 fn many_nodes(list: &mut Checklist, nodes: u8) -> Result<()> {
-    for (mode, six) in [
+    let whole = [
         (Mode::Vxlan, false),
-        (Mode::Vxlan, true),
-        (Mode::Geneve, false),
         (Mode::Geneve, true),
         (Mode::Direct, false),
-    ] {
+    ];
+    let of_all = || Mode::ALL.iter().flat_map(|it| [(*it, false), (*it, true)]);
+    for (mode, six) in of_all() {
         signals::go_on()?;
         let wire = if six { "IPv6" } else { "IPv4" };
         println!("{nodes} nodes, {} over {wire}:", mode.word());
@@ -129,7 +131,12 @@ fn many_nodes(list: &mut Checklist, nodes: u8) -> Result<()> {
                 continue;
             }
         };
-        for (claim, show) in cluster_claims::ALL {
+        let mut claims = vec![cluster_claims::ALL[0]];
+        if whole.contains(&(mode, six)) {
+            claims = [&cluster_claims::ALL[..], &cluster_services::ALL[..]].concat();
+        }
+        claims.push(cluster_frames::CLAIM);
+        for (claim, show) in claims {
             list.line(claim, show(&cluster));
         }
     }

@@ -3,11 +3,11 @@
 use crate::cri::PortMapping;
 use crate::runtime::{Pod, skipped, start};
 use anyhow::Result;
-use sluice_tests::cluster::at;
 use sluice_tests::cni::CniLab;
 use sluice_tests::command;
 use sluice_tests::lab::{Wiring, program};
 use sluice_tests::netns::Netns;
+use sluice_tests::traffic::at;
 use sluice_tests::underlay::{Underlay, node4, node6};
 use std::time::Duration;
 

@@ -1,0 +1,141 @@
+//! What the cluster's objects say: a pod on each node, Services in front of the second node's, and a policy to come and go.
+//! All nodes follow one directory, as they would follow one API.
+
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+/// Of the Service whose backend is the pod of node 2.
+pub const CLUSTER_IPS: [&str; 2] = ["10.96.0.20", "fd00:96::20"];
+/// Its port, at the ClusterIP and at the load balancer's addresses.
+pub const SERVICE_PORT: u16 = 80;
+/// Its ports at every node: of the same pod, by either traffic policy.
+pub const CLUSTER_PORT: u16 = 30080;
+pub const LOCAL_PORT: u16 = 30081;
+/// The port at every node of a Service that nobody serves.
+pub const NOBODYS_PORT: u16 = 30082;
+/// What a load balancer has given the Service: one address in each family, by either traffic policy.
+pub const CLUSTER_LB: [&str; 2] = ["198.51.100.80", "2001:db8:80::80"];
+pub const LOCAL_LB: [&str; 2] = ["198.51.100.81", "2001:db8:80::81"];
+/// All ClusterIPs are of these ranges, and all pods of the others.
+pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
+pub const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/48"];
+
+/// Nobody may begin a connection to any pod.
+const DENY_ALL: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: default}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+";
+
+/// The directory of manifests; it goes with its owner.
+#[derive(Debug)]
+pub struct Objects {
+    directory: PathBuf,
+}
+
+impl Objects {
+    /// Those of a cluster of `nodes` nodes, in a directory of that name.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write(name: &str, nodes: u8) -> Result<Self> {
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory)?;
+        let this = Self { directory };
+        let pods: Vec<String> = (1..=nodes).map(pod).collect();
+        this.put("pods.yaml", &pods.join("---\n"))?;
+        let services = [
+            service("across", 20, "'2'", (CLUSTER_PORT, "Cluster", CLUSTER_LB)),
+            service("local", 21, "'2'", (LOCAL_PORT, "Local", LOCAL_LB)),
+            service("nobody", 22, "nowhere", (NOBODYS_PORT, "Cluster", [""; 2])),
+        ];
+        this.put("services.yaml", &services.join("---\n"))?;
+        Ok(this)
+    }
+
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Puts the policy in, or takes it out.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn deny_all(&self, denied: bool) -> Result<()> {
+        if denied {
+            self.put("deny-all.yaml", DENY_ALL)
+        } else {
+            Ok(std::fs::remove_file(self.directory.join("deny-all.yaml"))?)
+        }
+    }
+
+    /// As an editor writes a file.
+    fn put(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.directory.join(file);
+        let beside = path.with_extension("new");
+        std::fs::write(&beside, text)?;
+        Ok(std::fs::rename(beside, path)?)
+    }
+}
+
+impl Drop for Objects {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            eprintln!("{} stays behind: {error}", self.directory.display());
+        }
+    }
+}
+
+fn pod(node: u8) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: pod-{node}, namespace: default, labels: {{node: '{node}'}}}}
+spec: {{nodeName: node-{node}, containers: []}}
+status:
+  podIP: 10.244.{node}.2
+  podIPs: [{{ip: 10.244.{node}.2}}, {{ip: 'fd00:244:0:{node:x}::2'}}]
+"
+    )
+}
+
+/// `last`: of its ClusterIPs; then its port at the nodes, its external traffic policy and a load balancer's addresses.
+fn service(
+    name: &str,
+    last: u8,
+    node: &str,
+    (node_port, policy, balanced): (u16, &str, [&str; 2]),
+) -> String {
+    let (kind, status) = match balanced {
+        ["", _] => ("NodePort", String::new()),
+        [v4, v6] => (
+            "LoadBalancer",
+            format!("status: {{loadBalancer: {{ingress: [{{ip: {v4}}}, {{ip: '{v6}'}}]}}}}\n"),
+        ),
+    };
+    let port = |protocol: &str| {
+        format!(
+            "{{name: {}, protocol: {protocol}, port: {SERVICE_PORT}, targetPort: 7000, nodePort: {node_port}}}",
+            protocol.to_lowercase()
+        )
+    };
+    format!(
+        "apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: default}}
+spec:
+  type: {kind}
+  externalTrafficPolicy: {policy}
+  clusterIP: 10.96.0.{last}
+  clusterIPs: [10.96.0.{last}, 'fd00:96::{last}']
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  selector: {{node: {node}}}
+  ports: [{}, {}]
+{status}",
+        port("TCP"),
+        port("UDP")
+    )
+}

@@ -1,0 +1,265 @@
+//! What Sluice claims of Services in a cluster, each shown on a running one. The backend is the pod of node 2 throughout, and
+//! what it sees of its clients is what tshark finds at its interface.
+
+use crate::capture::Capture;
+use crate::cluster::Cluster;
+use crate::cluster_claims::Claim;
+use crate::cluster_objects::{
+    CLUSTER_IPS, CLUSTER_LB, CLUSTER_PORT, LOCAL_LB, LOCAL_PORT, NOBODYS_PORT, SERVICE_PORT,
+};
+use crate::command;
+use crate::lab::Lab;
+use crate::netns::Netns;
+use crate::traffic::{PORT, at, datagrams, serve, stream};
+use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const BULK: u64 = 1_000_000;
+/// For what is to be in force.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// All of them, by what they say.
+pub const ALL: [(&str, Claim); 5] = [
+    (
+        "ClusterIPs lead to other nodes",
+        cluster_ips_lead_across_nodes,
+    ),
+    ("node ports serve the outside", node_ports_serve_the_outside),
+    ("node ports serve the cluster", node_ports_serve_the_cluster),
+    (
+        "a load balancer's addresses lead to their Service",
+        load_balancers_addresses_lead_to_their_service,
+    ),
+    (
+        "probes pass where policy denies everything",
+        probes_pass_where_policy_denies,
+    ),
+];
+
+/// A client reaches the backend by `to`, with TCP and UDP, and the backend sees `source` each time.
+fn reached(cluster: &Cluster, client: &Netns, to: &str, source: &str) -> Result<()> {
+    let backend = &cluster.pod(2)?.netns;
+    let capture = Capture::start(backend, "eth0", &format!("dst port {PORT}"))?;
+    stream(client, to, BULK)?;
+    datagrams(client, to, "0.02")?;
+    let wanted = ["TCP", "UDP"].map(|protocol| (protocol, source.to_owned()));
+    let what = format!("{source} at the backend, from {} by {to}", client.name());
+    command::until(&what, Duration::from_secs(5), || {
+        let text = capture.read("")?;
+        let seen: BTreeSet<_> = text.lines().filter_map(beginning).collect();
+        ensure!(seen == wanted.clone().into(), "the backend sees {seen:?}");
+        Ok(())
+    })
+}
+
+/// Protocol and source of what begins something, out of a line of tcpdump's.
+fn beginning(line: &str) -> Option<(&'static str, String)> {
+    let protocol = match line.split_once("Flags [") {
+        Some((_, flags)) if flags.starts_with("S]") => "TCP",
+        Some(_) => return None,
+        // What tcpdump makes of the payload depends on the port.
+        None => "UDP",
+    };
+    let (ends, _) = line.split_once(" > ")?;
+    let (source, _port) = ends.rsplit(' ').next()?.rsplit_once('.')?;
+    Some((protocol, source.to_owned()))
+}
+
+/// How an attempt to connect ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    Connected,
+    Refused,
+    /// Nothing comes back.
+    Silent,
+}
+
+fn attempt(client: &Netns, address: &str, port: u16) -> Result<Attempt> {
+    let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
+    let output = client.output(&["timeout", "1", "bash", "-c", &connect])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    Ok(match output.status.code() {
+        Some(0) => Attempt::Connected,
+        Some(124) => Attempt::Silent,
+        _ if said.contains("refused") => Attempt::Refused,
+        code => anyhow::bail!("{address}:{port}: {code:?}, {said}"),
+    })
+}
+
+/// Frames that node `lab` dropped for `reason`.
+fn dropped(lab: &Lab, reason: &str) -> Result<u64> {
+    let status = lab.status()?;
+    Ok(status["guest"][format!("dropped.{reason}")]
+        .as_u64()
+        .unwrap_or(0))
+}
+
+/// Pods and nodes reach a Service's addresses whose backend is on another node, and on their own, as themselves.
+///
+/// # Errors
+/// If they do not, or the backend sees somebody else.
+pub fn cluster_ips_lead_across_nodes(cluster: &Cluster) -> Result<String> {
+    let _serving = serve(&cluster.pod(2)?.netns)?;
+    let (pod, nodes) = (cluster.pod(1)?, [cluster.lab(1)?, cluster.lab(2)?]);
+    for (family, address) in CLUSTER_IPS.into_iter().enumerate() {
+        let to = at(address, SERVICE_PORT);
+        let mut clients = vec![(&pod.netns, pod.addresses())];
+        for (number, node) in (1..).zip(nodes) {
+            clients.push((&node.host, Cluster::own(number)));
+        }
+        for (client, own) in clients {
+            reached(cluster, client, &to, &own[family])?;
+        }
+    }
+    Ok(
+        "a pod and both nodes, TCP and UDP, both families; the backend sees the client itself"
+            .into(),
+    )
+}
+
+/// The outside reaches a Service by a port of any node. With the policy Cluster the backend sees the node, with Local the client;
+/// where Local has no backend nobody answers, and where there is none at all it is refused.
+///
+/// # Errors
+/// If anything is otherwise.
+pub fn node_ports_serve_the_outside(cluster: &Cluster) -> Result<String> {
+    let _serving = serve(&cluster.pod(2)?.netns)?;
+    let (outside, near) = (&cluster.outside, Cluster::near());
+    for (number, node) in (1..).zip(&cluster.nodes) {
+        for (family, own) in Cluster::own(number).iter().enumerate() {
+            reached(cluster, outside, &at(own, CLUSTER_PORT), own)?;
+            if number == 2 {
+                reached(cluster, outside, &at(own, LOCAL_PORT), &near[family])?;
+            } else {
+                let before = dropped(node, "svc_no_local_ep")?;
+                let seen = attempt(outside, own, LOCAL_PORT)?;
+                ensure!(seen == Attempt::Silent, "node {number}, Local: {seen:?}");
+                ensure!(
+                    dropped(node, "svc_no_local_ep")? > before,
+                    "node {number} does not count what it drops"
+                );
+            }
+            command::until("a refusal", PATIENCE, || {
+                let seen = attempt(outside, own, NOBODYS_PORT)?;
+                ensure!(seen == Attempt::Refused, "nobody's port: {seen:?}");
+                Ok(())
+            })?;
+        }
+    }
+    Ok("Cluster: the node's address by every node; Local: the client's, and silence without a backend".into())
+}
+
+/// Who is in the cluster reaches ports of nodes as well, also those of a Service that the outside reaches on one node only.
+///
+/// # Errors
+/// If anything is otherwise.
+pub fn node_ports_serve_the_cluster(cluster: &Cluster) -> Result<String> {
+    let _serving = serve(&cluster.pod(2)?.netns)?;
+    let (pod, node) = (cluster.pod(1)?, cluster.lab(1)?);
+    let (here, there) = (Cluster::own(1), Cluster::own(2));
+    for (family, own) in pod.addresses().iter().enumerate() {
+        let (here, there) = (&here[family], &there[family]);
+        reached(cluster, &pod.netns, &at(here, CLUSTER_PORT), here)?;
+        reached(cluster, &pod.netns, &at(here, LOCAL_PORT), own)?;
+        reached(cluster, &pod.netns, &at(there, LOCAL_PORT), own)?;
+        reached(cluster, &node.host, &at(there, CLUSTER_PORT), there)?;
+        reached(cluster, &node.host, &at(there, LOCAL_PORT), here)?;
+    }
+    Ok("a pod by its own node and by another, a node by another".into())
+}
+
+/// The addresses of a load balancer lead to the Service, from outside by whichever node they are routed to and from pods.
+///
+/// # Errors
+/// If they do not.
+pub fn load_balancers_addresses_lead_to_their_service(cluster: &Cluster) -> Result<String> {
+    let _serving = serve(&cluster.pod(2)?.netns)?;
+    let (outside, near, pod) = (&cluster.outside, Cluster::near(), cluster.pod(1)?);
+    for (number, _) in (1..).zip(&cluster.nodes) {
+        for (family, own) in Cluster::own(number).iter().enumerate() {
+            let way = ["-4", "-6"][family];
+            for address in [CLUSTER_LB[family], LOCAL_LB[family]] {
+                outside.run(&["ip", way, "route", "replace", address, "via", own])?;
+            }
+            reached(cluster, outside, &at(CLUSTER_LB[family], SERVICE_PORT), own)?;
+            if number == 2 {
+                let to = at(LOCAL_LB[family], SERVICE_PORT);
+                reached(cluster, outside, &to, &near[family])?;
+            } else {
+                let seen = attempt(outside, LOCAL_LB[family], SERVICE_PORT)?;
+                ensure!(seen == Attempt::Silent, "node {number}, Local: {seen:?}");
+            }
+        }
+    }
+    for (family, own) in pod.addresses().iter().enumerate() {
+        let to = at(LOCAL_LB[family], SERVICE_PORT);
+        reached(cluster, &pod.netns, &to, own)?;
+    }
+    Ok("by every node, TCP and UDP, both families, and from a pod".into())
+}
+
+/// Where policy denies everything a node still reaches its own pods, and nobody else does: no pod, no other node, and nobody
+/// outside by whatever way.
+///
+/// # Errors
+/// If anything is otherwise.
+pub fn probes_pass_where_policy_denies(cluster: &Cluster) -> Result<String> {
+    let target = cluster.pod(2)?;
+    let _serving = serve(&target.netns)?;
+    let others = [&cluster.pod(1)?.netns, &cluster.lab(1)?.host];
+    let own = Cluster::own(2);
+    let ways: Vec<(&Netns, String, u16)> = (target.addresses().into_iter())
+        .zip(CLUSTER_IPS)
+        .zip(own)
+        .flat_map(|((address, service), own)| {
+            let inside = others.into_iter().flat_map(move |from| {
+                [
+                    (from, address.clone(), PORT),
+                    (from, service.to_owned(), SERVICE_PORT),
+                ]
+            });
+            let outside =
+                [CLUSTER_PORT, LOCAL_PORT].map(|port| (&cluster.outside, own.clone(), port));
+            inside.chain(outside)
+        })
+        .collect();
+    let all_are = |wanted: Attempt| -> Result<()> {
+        // All at once: silence takes its time.
+        let seen = std::thread::scope(|scope| {
+            let all: Vec<_> = (ways.iter())
+                .map(|(from, address, port)| scope.spawn(|| attempt(from, address, *port)))
+                .collect();
+            let ends = all.into_iter().map(|one| one.join());
+            ends.collect::<Vec<_>>()
+        });
+        for ((from, address, port), seen) in ways.iter().zip(seen) {
+            let seen = seen.map_err(|_| anyhow::anyhow!("an attempt broke"))??;
+            let name = from.name();
+            ensure!(seen == wanted, "{name} to {address}:{port}: {seen:?}");
+        }
+        Ok(())
+    };
+    command::until("every way", PATIENCE, || all_are(Attempt::Connected))?;
+    cluster.objects.deny_all(true)?;
+    let (from, address, port) = &ways[0];
+    let denied = command::until("the policy", PATIENCE, || {
+        ensure!(attempt(from, address, *port)? == Attempt::Silent, "not yet");
+        Ok(())
+    })
+    .and_then(|()| all_are(Attempt::Silent))
+    .and_then(|()| {
+        for address in target.addresses() {
+            stream(&cluster.lab(2)?.host, &at(&address, PORT), BULK)?;
+        }
+        Ok(())
+    });
+    // Whatever was seen: other claims follow.
+    cluster.objects.deny_all(false)?;
+    denied?;
+    command::until("the policy's end", PATIENCE, || all_are(Attempt::Connected))?;
+    Ok(format!(
+        "its node reaches the pod, {} other ways do not, and do again without the policy",
+        ways.len()
+    ))
+}
