@@ -16,6 +16,11 @@ pub const fn wrap(inner: u8, copy_dscp: bool) -> u8 {
     if copy_dscp { inner } else { inner & MASK }
 }
 
+/// A traffic class with another DSCP and the same mark.
+pub const fn remark(class: u8, dscp: u8) -> u8 {
+    dscp << 2 | class & MASK
+}
+
 /// The class of the inner packet after the outer one came with the class `outer`; `None`: it must be dropped (§4.2).
 pub const fn unwrap(inner: u8, outer: u8) -> Option<u8> {
     let mark = match (inner & MASK, outer & MASK) {

@@ -45,6 +45,7 @@ pub mod overlay;
 pub mod parse;
 pub mod pipeline;
 pub mod policy;
+pub mod recent;
 pub mod reply;
 pub mod rewrite;
 pub mod route;
@@ -57,7 +58,6 @@ pub mod testing;
 pub mod time;
 pub mod twin;
 pub mod verdict;
-pub mod wanted;
 pub mod wire;
 
 pub use address::{Address, Family};

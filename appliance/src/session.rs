@@ -63,6 +63,7 @@ pub struct Session {
     reading: Option<(u32, usize)>,
     /// Neighbors that the host has been asked for.
     wanted: usize,
+    audited: usize,
     log: Option<(Level, String<{ limits::LOG_TEXT }>)>,
 }
 
@@ -79,6 +80,7 @@ impl Session {
             answers: Deque::new(),
             reading: None,
             wanted: 0,
+            audited: 0,
             log: None,
         }
     }
@@ -230,6 +232,10 @@ impl Session {
             self.wanted = next;
             let address = address.into();
             return Some(ToHost::Unresolved { address });
+        }
+        if let Some((event, next)) = pipeline.audited().after(self.audited) {
+            self.audited = next;
+            return Some(ToHost::WouldDeny(event));
         }
         let (token, cursor) = self.reading?;
         let (counters, rest) = page(pipeline, cursor);

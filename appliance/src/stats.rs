@@ -30,6 +30,8 @@ pub struct Machine {
     pub parks: u64,
     pub parked_micros: u64,
     pub longest_slice_nanos: u64,
+    pub slices: u64,
+    pub long_slices: u64,
 }
 
 /// All counters since boot.
@@ -42,13 +44,14 @@ pub struct Stats<'m> {
     originated: u64,
     gso_forwarded: u64,
     gso_forwarded_bytes: u64,
+    pub(crate) would_deny: u64,
     dropped: [u64; DropReason::COUNT],
     links: &'m mut [LinkCounters],
     pub machine: Machine,
 }
 
 /// Counters that are not of a reason or a link.
-const SCALARS: usize = 13;
+const SCALARS: usize = 16;
 const PER_LINK: usize = 4;
 
 impl<'m> Stats<'m> {
@@ -65,6 +68,7 @@ impl<'m> Stats<'m> {
             originated: 0,
             gso_forwarded: 0,
             gso_forwarded_bytes: 0,
+            would_deny: 0,
             dropped: [0; DropReason::COUNT],
             links: arena.slice(usize::from(LinkId::LAST) + 1)?,
             machine: Machine::default(),
@@ -232,6 +236,8 @@ impl<'m> Stats<'m> {
             parks,
             parked_micros,
             longest_slice_nanos,
+            slices,
+            long_slices,
         } = self.machine;
         let all: [(CounterId, u64); SCALARS] = [
             (CounterId::Received, self.received),
@@ -247,6 +253,9 @@ impl<'m> Stats<'m> {
             (CounterId::Parks, parks),
             (CounterId::ParkedMicros, parked_micros),
             (CounterId::LongestSliceNanos, longest_slice_nanos),
+            (CounterId::Slices, slices),
+            (CounterId::LongSlices, long_slices),
+            (CounterId::WouldDeny, self.would_deny),
         ];
         all.get(index).map(|&(id, value)| Counter { id, value })
     }

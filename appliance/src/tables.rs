@@ -194,7 +194,9 @@ pub struct Link {
     count: u8,
     /// Whether there is a limit at all.
     limited: u8,
-    pad: [u8; 13],
+    /// One more than the DSCP of what comes from it; 0: as it came.
+    mark: u8,
+    pad: [u8; 12],
     addresses: [Address; limits::LINK_ADDRESSES],
     /// To the pod and from it.
     limits: [Limit; 2],
@@ -219,17 +221,19 @@ impl Link {
             present: 1,
             count,
             limited: 0,
-            pad: [0; 13],
+            mark: 0,
+            pad: [0; 12],
             addresses,
             limits: [Limit::default(); 2],
         }
     }
 
-    /// The same with the limits of `other`.
+    /// The same with the limits and the mark of `other`.
     #[must_use]
-    pub fn limited_as(self, other: &Self) -> Self {
+    pub fn treated_as(self, other: &Self) -> Self {
         Self {
             limited: other.limited,
+            mark: other.mark,
             limits: other.limits,
             ..self
         }
@@ -243,6 +247,22 @@ impl Link {
             limits: [ingress, egress],
             ..self
         }
+    }
+
+    /// The same with this DSCP for what comes from it, or none.
+    #[must_use]
+    pub const fn with_mark(self, dscp: Option<u8>) -> Self {
+        let mark = match dscp {
+            Some(dscp) => dscp.saturating_add(1),
+            None => 0,
+        };
+        Self { mark, ..self }
+    }
+
+    /// The DSCP of what comes from it; `None`: whatever the pod chose.
+    #[inline]
+    pub const fn mark(&self) -> Option<u8> {
+        self.mark.checked_sub(1)
     }
 
     /// How much it may carry in a direction; `None`: whatever comes.

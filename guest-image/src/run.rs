@@ -19,6 +19,8 @@ use crate::packet::{BATCH, Batch, Outcome, Packet};
 const SWEEP_BUDGET: usize = 64;
 /// Nanoseconds of control work per turn.
 const CONTROL_BUDGET: u64 = 50_000;
+/// A slice of control work that takes longer is counted.
+const LONG_SLICE: u64 = 100_000;
 /// Between two signs of life while running: half of what is owed.
 const HEARTBEAT: u64 = 250_000_000;
 /// Looks at the rings between two looks at the clock.
@@ -139,7 +141,8 @@ impl<'m, M: Machine> Loop<'m, M> {
             return (false, Order::Continue);
         };
         let machine = &mut self.machine;
-        let is_over = || machine.now().saturating_sub(now) >= CONTROL_BUDGET;
+        let began = machine.now();
+        let is_over = || machine.now().saturating_sub(began) >= CONTROL_BUDGET;
         let turn = control.turn(&mut self.pipeline, now / 1000, is_over);
         if turn.notify_transmit {
             machine.notify(Device::Control, crate::console::TRANSMIT);
@@ -148,10 +151,12 @@ impl<'m, M: Machine> Loop<'m, M> {
             machine.notify(Device::Control, crate::console::RECEIVE);
         }
         if turn.worked {
-            let took = machine.now().saturating_sub(now);
+            let took = machine.now().saturating_sub(began);
             let errors = control.errors() + self.trunk.as_ref().map_or(0, Trunk::errors);
             let counters = &mut self.pipeline.stats_mut().machine;
             counters.longest_slice_nanos = counters.longest_slice_nanos.max(took);
+            counters.slices += 1;
+            counters.long_slices += u64::from(took > LONG_SLICE);
             counters.ring_errors = errors;
             // A change may have brought deadlines with it.
             self.next_sweep = Some(now);

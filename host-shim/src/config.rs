@@ -307,6 +307,9 @@ impl Config {
         if let Some(Err((field, reason))) = self.source.as_ref().map(SourceConfig::check) {
             return refuse(field, reason);
         }
+        if let Err((field, reason)) = self.policy.check() {
+            return refuse(field, reason);
+        }
         if let Some(Err((field, reason))) = self.uplink.as_ref().map(UplinkConfig::check) {
             return refuse(field, reason);
         }

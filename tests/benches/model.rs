@@ -197,7 +197,9 @@ fn changes(lab: &Lab, what: &str, mut change: impl FnMut(usize) -> Result<()>) -
 fn end(lab: &mut Lab) -> Result<()> {
     let status = lab.status()?;
     println!(
-        "  longest slice of the appliance's bookkeeping: {:.0} µs",
+        "  {} of {} slices of the appliance's bookkeeping took more than 100 µs, the longest {:.0} µs",
+        number(&status, "/guest/long_slices"),
+        number(&status, "/guest/slices"),
         number(&status, "/guest/longest_slice_nanos") / 1e3
     );
     let vmm = status["machine"]["pid"].as_i64().context("no VMM")?;

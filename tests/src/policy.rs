@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// How long anything here may take: far more than the second that is the goal, which the demo prints.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The ClusterIPs of the Service in [`OBJECTS`].
 pub const SERVICE: [&str; 2] = ["10.96.0.10", "fd00:96::10"];

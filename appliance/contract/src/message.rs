@@ -13,6 +13,7 @@
 //! something unique away (a link its address) is removed before another one takes it.
 
 use crate::limits;
+use crate::policy::WouldDeny;
 use crate::report::{CounterId, Reject};
 use crate::row::{Key, Row};
 use crate::types::Generation;
@@ -105,6 +106,8 @@ pub enum ToHost {
     Unresolved {
         address: IpAddr,
     },
+    /// Said at most once a second of the same, and of eight a second.
+    WouldDeny(WouldDeny),
 }
 
 /// What a guest says of itself.

@@ -138,6 +138,20 @@ pub struct SettingsRow {
     pub host_reaches_pods: bool,
     /// What becomes of connections that a change of policy would not let begin.
     pub established: Established,
+    /// What rules deny passes, and is told to the host as [`WouldDeny`].
+    pub audit: bool,
+}
+
+/// A connection that began although a rule denies it, because policy is only audited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WouldDeny {
+    /// The pod whose policy was asked.
+    pub link: LinkId,
+    pub direction: Direction,
+    pub peer: IpAddr,
+    pub protocol: u8,
+    pub port: u16,
+    pub rule: RuleId,
 }
 
 /// See [`SettingsRow::established`].

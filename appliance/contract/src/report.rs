@@ -179,6 +179,11 @@ pub enum CounterId {
     Held,
     /// Frames sent that no received frame became (probes and the like).
     Originated,
+    /// Slices of configuration work, and those that held the packet path for more than 100 µs.
+    Slices,
+    LongSlices,
+    /// Times that a rule denied what passed nevertheless, because policy is only audited.
+    WouldDeny,
 }
 
 /// Why a change was refused: which object, which of its fields, what is wrong with it.
@@ -215,6 +220,7 @@ pub enum Field {
     Peer,
     NextHop,
     Rate,
+    Dscp,
 }
 
 /// What is wrong with it.

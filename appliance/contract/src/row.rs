@@ -18,6 +18,7 @@ pub enum Row {
     Service(ServiceRow),
     Overlay(OverlayRow),
     Bandwidth(BandwidthRow),
+    Marking(MarkingRow),
     /// Behind the next hops, so that the order of keys is one in which rows can be put.
     Route(RouteRow),
 }
@@ -31,6 +32,7 @@ pub enum Key {
     Service(ServiceKey),
     Overlay(OverlayKey),
     Bandwidth(LinkId),
+    Marking(LinkId),
     Route(Prefix),
 }
 
@@ -45,6 +47,7 @@ impl Row {
             Self::Route(route) => Key::Route(route.prefix),
             Self::Overlay(row) => Key::Overlay(row.key()),
             Self::Bandwidth(row) => Key::Bandwidth(row.link),
+            Self::Marking(row) => Key::Marking(row.link),
         }
     }
 }
@@ -95,6 +98,14 @@ pub struct BandwidthRow {
     pub link: LinkId,
     pub ingress: Option<Rate>,
     pub egress: Option<Rate>,
+}
+
+/// With which DSCP a pod's packets go on, whatever they came with. It may come before its link and stay after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkingRow {
+    pub link: LinkId,
+    /// 0 to 63.
+    pub dscp: u8,
 }
 
 /// A token bucket.

@@ -8,7 +8,7 @@ use crate::tables::{Known, Link, Nat, Node, Range, Tables};
 use crate::twin::{Full, Slot};
 use heapless::Vec;
 use sluice_contract::report::{Field, RejectReason};
-use sluice_contract::row::{BandwidthRow, LinkRow, NodeRow, RouteRow};
+use sluice_contract::row::{BandwidthRow, LinkRow, MarkingRow, NodeRow, RouteRow};
 use sluice_contract::service::{
     AddressRole, AddressRow, ConnectionsRow, NatRow, PrefixRow, ServiceKey, ServiceRow,
 };
@@ -38,6 +38,7 @@ impl Tables<'_> {
             Row::Service(row) => self.put_service(row),
             Row::Overlay(row) => self.overlay.put(row),
             Row::Bandwidth(row) => self.put_bandwidth(row),
+            Row::Marking(row) => self.put_marking(row),
         }
     }
 
@@ -80,6 +81,7 @@ impl Tables<'_> {
             Key::Service(key) => self.remove_service(key),
             Key::Overlay(key) => self.overlay.remove(key),
             Key::Bandwidth(link) => self.remove_bandwidth(link),
+            Key::Marking(link) => self.remove_marking(link),
         }
     }
 
@@ -214,9 +216,9 @@ impl Tables<'_> {
             self.know((*address).into(), |known| known.with_link(Some(row.id)))
                 .map_err(|full| (Field::Addresses, RejectReason::Full(full.capacity)))?;
         }
-        // Its limits are rows of their own, and stay.
+        // Its limits and its mark are rows of their own, and stay.
         self.links
-            .write(row.id.index(), Link::new(row).limited_as(&before));
+            .write(row.id.index(), Link::new(row).treated_as(&before));
         Ok(())
     }
 
@@ -245,6 +247,27 @@ impl Tables<'_> {
         }
         let none = Limit::default();
         self.links.write(id.index(), link.with_limits(none, none));
+        Ok(())
+    }
+
+    fn put_marking(&mut self, row: &MarkingRow) -> Result<(), Fault> {
+        if row.dscp > 63 {
+            return Err((Field::Dscp, INVALID));
+        }
+        if !row.link.is_pod() {
+            return Err((Field::Link, INVALID));
+        }
+        let link = self.link_slot(row.link).with_mark(Some(row.dscp));
+        self.links.write(row.link.index(), link);
+        Ok(())
+    }
+
+    fn remove_marking(&mut self, id: LinkId) -> Result<(), Fault> {
+        let link = self.link_slot(id);
+        if link.mark().is_none() {
+            return Err((Field::Whole, MISSING));
+        }
+        self.links.write(id.index(), link.with_mark(None));
         Ok(())
     }
 
@@ -301,7 +324,7 @@ impl Tables<'_> {
             // Taking something away needs no room.
             let _ = self.know(address, |known| known.with_link(None));
         }
-        self.links.write(id.index(), Link::empty().limited_as(&old));
+        self.links.write(id.index(), Link::empty().treated_as(&old));
         old.is_present()
     }
 

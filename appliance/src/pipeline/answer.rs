@@ -5,6 +5,7 @@ use super::refusal::{Answer, Refusal};
 use super::transit::Stages;
 use crate::bandwidth::Direction as Bandwidth;
 use crate::classify::{self, Class};
+use crate::ecn;
 use crate::flow::{Flow, FlowHash};
 use crate::frame::Frame;
 use crate::limiter::Cause;
@@ -13,7 +14,7 @@ use crate::parse::Packet;
 use crate::reply;
 use crate::tables::Link;
 use crate::verdict::Verdict;
-use crate::wire::protocol;
+use crate::wire::{ethernet, protocol};
 use sluice_contract::{DropReason, LinkId, Mac};
 
 impl<O: Observer> Stages<'_, '_, O> {
@@ -41,6 +42,9 @@ impl<O: Observer> Stages<'_, '_, O> {
             Class::Transit => {
                 if link.is_limited() {
                     self.spend(frame, (ingress, link), Bandwidth::Egress)?;
+                }
+                if let Some(dscp) = link.mark() {
+                    mark(frame, packet, dscp)?;
                 }
                 if ingress == LinkId::UPLINK && packet.is_icmp_error() {
                     self.listen_to_router(frame, packet)?;
@@ -165,4 +169,13 @@ impl<O: Observer> Stages<'_, '_, O> {
         let source = source.unwrap_or(self.tables.node().gateway(packet.family));
         reply::error(frame, packet, trouble, source, self.own_mac(frame.ingress))
     }
+}
+
+/// Gives the packet another DSCP. Its congestion bits stay: they are the ends' and the routers' to change.
+#[cold]
+fn mark(frame: &mut Frame<'_>, packet: &Packet, dscp: u8) -> Result<(), DropReason> {
+    let bytes = frame.bytes_mut().get_mut(ethernet::LENGTH..);
+    let bytes = bytes.ok_or(DropReason::Malformed)?;
+    let class = ecn::class_of(bytes, packet.family).ok_or(DropReason::Malformed)?;
+    ecn::set_class(bytes, packet.family, ecn::remark(class, dscp)).ok_or(DropReason::Malformed)
 }

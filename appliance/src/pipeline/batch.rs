@@ -170,6 +170,7 @@ impl<'m> Core<'_, 'm> {
         };
         self.stats
             .count_verdict(verdict, frame.ingress, frame.length(), frame.offload.gso);
+        self.stats.would_deny = self.state.would_deny;
         verdict
     }
 

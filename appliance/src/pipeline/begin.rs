@@ -17,7 +17,7 @@ use crate::service::{self, Choice, NoChoice, Origin, Question};
 use crate::tables::Place;
 use crate::verdict::Verdict;
 use crate::wire::protocol;
-use sluice_contract::policy::{Direction as PolicyDirection, RuleId};
+use sluice_contract::policy::{Direction as PolicyDirection, RuleId, WouldDeny};
 use sluice_contract::{DropReason, Identity, LinkId, Protocol};
 
 /// UDP ports of tunnels: VXLAN by IANA and by Linux, Geneve.
@@ -327,6 +327,21 @@ impl<O: Observer> Stages<'_, '_, O> {
             rule: decision.rule,
             accepted: decision.accepted,
         });
+        if !decision.accepted && self.tables.policy().is_audited() {
+            if !O::DRY {
+                self.state.would_deny = self.state.would_deny.wrapping_add(1);
+                let event = WouldDeny {
+                    link,
+                    direction,
+                    peer: address.into(),
+                    protocol: begun.protocol(),
+                    port: begun.destination_port(),
+                    rule: decision.rule,
+                };
+                self.state.audited.note(event, self.now);
+            }
+            return Ok(decision.rule);
+        }
         match (decision.accepted, direction) {
             (true, _) => Ok(decision.rule),
             (false, PolicyDirection::Egress) => Err(DropReason::PolicyEgress.into()),

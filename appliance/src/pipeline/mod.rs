@@ -22,19 +22,21 @@ mod state;
 mod transit;
 mod tunnel;
 
+use crate::address::Address;
 use crate::apply::{Apply, Outcome};
 use crate::arena::{Arena, OutOfMemory};
 use crate::conntrack::Conntrack;
 use crate::frame::Frame;
 use crate::hash::Hasher;
 use crate::observe::{Record, Silent};
+use crate::recent::Recent;
 use crate::stats::Stats;
 use crate::tables::{Capacity, Tables};
 use crate::time::{Duration, Instant};
 use crate::verdict::{Originate, Verdict};
-use crate::wanted::Wanted;
 use batch::{BATCH, Core, Ready};
 use sluice_contract::ToGuest;
+use sluice_contract::policy::WouldDeny;
 use sluice_contract::service::ConnectionsRow;
 use state::State;
 
@@ -217,8 +219,13 @@ impl<'m> Pipeline<'m> {
     }
 
     /// Neighbors that packets wanted and that the host is to find.
-    pub const fn wanted(&self) -> &Wanted {
+    pub const fn wanted(&self) -> &Recent<Address> {
         &self.state.wanted
+    }
+
+    /// Connections that began although a rule denies them, because policy is only audited.
+    pub const fn audited(&self) -> &Recent<WouldDeny> {
+        &self.state.audited
     }
 
     pub const fn stats(&self) -> &Stats<'m> {

@@ -1,6 +1,7 @@
 //! What the packets of the past have left: connections, clients' backends, fragments, how often was
 //! spoken, and what routers said.
 
+use crate::address::Address;
 use crate::arena::{Arena, OutOfMemory};
 use crate::bandwidth::Meters;
 use crate::conntrack::{Conntrack, Settings, State as ConnectionState};
@@ -8,10 +9,11 @@ use crate::fragments::Fragments;
 use crate::hash::Hasher;
 use crate::limiter::Limiter;
 use crate::mtu::Learned;
+use crate::recent::Recent;
 use crate::service::Affinities;
 use crate::tables::Capacity;
 use crate::time::{Duration, Instant};
-use crate::wanted::Wanted;
+use sluice_contract::policy::WouldDeny;
 use sluice_contract::service::ConnectionsRow;
 
 /// All of it.
@@ -25,7 +27,10 @@ pub(super) struct State<'m> {
     /// What routers said about the paths to other nodes.
     pub(super) learned: Learned<'m>,
     /// Neighbors of whom nothing is known.
-    pub(super) wanted: Wanted,
+    pub(super) wanted: Recent<Address>,
+    /// What passed although a rule denies it, and how often that was.
+    pub(super) audited: Recent<WouldDeny>,
+    pub(super) would_deny: u64,
     pub(super) hasher: Hasher,
     /// The packet that was just refused as too large may be cut to this length.
     pub(super) cut: Option<u16>,
@@ -58,7 +63,9 @@ impl<'m> State<'m> {
             limiter: Limiter::new(arena, hasher)?,
             meters: Meters::new(arena)?,
             learned: Learned::new(arena, usize::from(capacity.overlay.peers))?,
-            wanted: Wanted::default(),
+            wanted: Recent::default(),
+            audited: Recent::default(),
+            would_deny: 0,
             hasher,
             cut: None,
         })

@@ -162,6 +162,11 @@ impl<'m> Policy<'m> {
             .map_or(Established::Judged, |settings| settings.established)
     }
 
+    /// Whether what is denied passes nevertheless, and is only told.
+    pub fn is_audited(&self) -> bool {
+        self.settings.is_some_and(|settings| settings.audit)
+    }
+
     /// May this connection begin, as far as the pod at `query.link` is concerned?
     pub fn judge(&self, query: &Query) -> Decision {
         let Some(settings) = self.settings else {

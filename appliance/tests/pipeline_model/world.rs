@@ -211,6 +211,7 @@ impl World {
                 unbound: Action::Deny,
                 host_reaches_pods: true,
                 established: Established::Judged,
+                audit: false,
             }),
             PolicyRow::Span(SpanRow {
                 id: SpanId(1),

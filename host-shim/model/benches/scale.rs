@@ -206,6 +206,7 @@ fn pod(n: usize, namespaces: usize, label_sets: usize) -> Pod {
         ready: true,
         terminating: false,
         address_pool: None,
+        egress_dscp: None,
     }
 }
 
@@ -260,6 +261,7 @@ fn policies(policies: usize, pods: usize, local: usize) {
             name: Name::new("", &name),
             labels,
             address_pool: None,
+            egress_dscp: None,
         })));
     }
     timed("store", || {
@@ -315,6 +317,7 @@ fn policies(policies: usize, pods: usize, local: usize) {
             name: Name::new("", &name),
             labels,
             address_pool: None,
+            egress_dscp: None,
         })));
         model.compile();
         assert!(!model.tables().take_delta().is_empty());

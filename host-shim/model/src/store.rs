@@ -60,6 +60,10 @@ pub struct Store {
     pub(crate) namespaces: BTreeMap<Arc<str>, Arc<Labels>>,
     /// Of those that name one.
     address_pools: BTreeMap<Arc<str>, Arc<str>>,
+    /// With which DSCP packets of a namespace's pods go on, where it says.
+    egress_dscps: BTreeMap<Arc<str>, u8>,
+    /// Policies that no source gave and none takes away.
+    own_policies: BTreeSet<Name>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) pods: BTreeMap<Name, Pod>,
     pub(crate) services: BTreeMap<Name, Service>,
@@ -221,6 +225,17 @@ impl Store {
         own.or_else(|| self.address_pools.get(&pod.namespace).cloned())
     }
 
+    /// The DSCP that a namespace gives to its pods' packets.
+    pub fn namespace_dscp(&self, namespace: &str) -> Option<u8> {
+        self.egress_dscps.get(namespace).copied()
+    }
+
+    /// Puts a policy of the node's own, which no source gives or takes away.
+    pub(crate) fn put_own(&mut self, policy: ClusterPolicy) {
+        self.own_policies.insert(policy.name.clone());
+        self.put(Object::ClusterPolicy(policy));
+    }
+
     fn put(&mut self, object: Object) {
         let name = object.name().clone();
         match object {
@@ -230,6 +245,11 @@ impl Store {
                 match it.address_pool {
                     Some(pool) => self.address_pools.insert(name.name.clone(), pool),
                     None => self.address_pools.remove(&name.name),
+                };
+                // The same holds of this.
+                match it.egress_dscp {
+                    Some(dscp) => self.egress_dscps.insert(name.name.clone(), dscp),
+                    None => self.egress_dscps.remove(&name.name),
                 };
                 if self.namespaces.get(&name.name) != Some(&labels) {
                     self.changes.namespaces.insert(name.name.clone());
@@ -318,6 +338,7 @@ impl Store {
         match key.kind {
             Kind::Namespace => {
                 self.address_pools.remove(&name.name);
+                self.egress_dscps.remove(&name.name);
                 if self.namespaces.remove(&name.name).is_some() {
                     self.changes.namespaces.insert(name.name.clone());
                 }
@@ -378,7 +399,11 @@ impl Store {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::NetworkPolicy => self.network_policies.keys().cloned().collect(),
-            Kind::ClusterNetworkPolicy => self.cluster_policies.keys().cloned().collect(),
+            Kind::ClusterNetworkPolicy => {
+                let given = self.cluster_policies.keys();
+                let given = given.filter(|name| !self.own_policies.contains(name));
+                given.cloned().collect()
+            }
         }
     }
 }

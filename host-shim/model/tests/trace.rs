@@ -4,13 +4,14 @@
     reason = "a test ends where its ground is not as it expects"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use sluice_model::compile::Config;
-use sluice_model::object::Name;
+use sluice_contract::Protocol;
+use sluice_model::compile::{Config, DefaultDeny, Model};
+use sluice_model::object::{Kind, Name, Object, PolicyPort, Port, Prefix};
 use sluice_model::source::dir;
-use sluice_model::store::Store;
+use sluice_model::store::{Event, Store};
 use sluice_model::trace::{Answer, Question, Wrong, show, trace};
 
 const MANIFESTS: &str = "
@@ -165,4 +166,137 @@ fn questions_that_make_no_sense_are_refused() {
     assert_eq!(wrong, Err(Wrong::NoPod(Name::new("default", "nobody"))));
     let six = Question::parse("fd00::1", "[fd00::2]:80").unwrap_or_else(|it| panic!("{it}"));
     assert_eq!(six.to.to_string(), "fd00::2");
+}
+
+/// A pod that asks for DNS, the API server and everything else, and one that a policy selects.
+const DEFAULTS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+status: {podIP: 10.0.0.10}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: fake, namespace: shop, labels: {k8s-app: kube-dns}}
+status: {podIP: 10.0.0.11}
+";
+
+#[test]
+fn n17_pods_that_no_policy_selects_are_denied_all_but_the_exceptions() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("all.yaml"), MANIFESTS).unwrap();
+    fs::write(directory.path().join("defaults.yaml"), DEFAULTS).unwrap();
+    let api = Prefix::new("172.16.0.1".parse().unwrap(), 32).unwrap();
+    let port = PolicyPort {
+        protocol: Protocol::Tcp,
+        port: Port::Range(6443, 6443),
+    };
+    let default_deny = DefaultDeny {
+        dns: true,
+        egress: vec![(api, port)],
+    };
+    let strict = Config {
+        default_deny: Some(default_deny),
+        ..Config::default()
+    };
+    for (config, is_strict) in [(strict, true), (Config::default(), false)] {
+        let mut model = Model::new(&config, []);
+        let report = dir::validate(directory.path()).unwrap();
+        // As an API's list comes: what is not in it is gone, but not the node's own.
+        for pod in report.store.pods() {
+            model.apply(Event::Put(Object::Pod(pod.clone())));
+        }
+        for policy in report.store.network_policies() {
+            model.apply(Event::Put(Object::NetworkPolicy(policy.clone())));
+        }
+        model.apply(Event::Listed {
+            kind: Kind::ClusterNetworkPolicy,
+            objects: Vec::new(),
+            refused: BTreeSet::new(),
+        });
+        model.apply(Event::InSync);
+        model.compile();
+        let ask = |from: &str, to: &str| {
+            let question = Question::parse(from, to).unwrap();
+            trace(model.store(), &config, &BTreeMap::new(), &question).unwrap()
+        };
+        // Open only where nothing is denied by default.
+        for (from, to) in [
+            ("other/free", "shop/client:80"),
+            ("other/free", "192.0.2.1:443"),
+            ("other/free", "172.16.0.1:22"),
+            ("other/free", "shop/fake:53/UDP"),
+            ("192.0.2.1", "shop/client:80"),
+        ] {
+            let answer = ask(from, to);
+            assert_eq!(answer.accepted, !is_strict, "{from} to {to}");
+            let rules: Vec<_> = answer
+                .sides
+                .iter()
+                .filter_map(|it| it.rule.as_deref())
+                .collect();
+            let names_it = rules
+                .iter()
+                .any(|rule| rule.contains("policy.default_deny"));
+            assert_eq!(names_it, is_strict, "{rules:?}");
+        }
+        // The exceptions.
+        for to in [
+            "kube-system/dns:53/UDP",
+            "kube-system/dns:53/TCP",
+            "172.16.0.1:6443",
+        ] {
+            let egress = &ask("other/free", to).sides[0];
+            assert!(egress.accepted, "{to}: {egress:?}");
+        }
+        // A policy that selects the pod says what holds for it, in the direction it is about.
+        assert!(ask("192.0.2.7", "shop/web:22").accepted);
+        assert!(!ask("198.51.100.1", "shop/web:22").accepted);
+    }
+}
+
+/// Rules that say something about requests: no version of the API that is read here knows them.
+const SEVENTH_LAYER: &str = "
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: requests}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {matchLabels: {kubernetes.io/metadata.name: shop}}}
+  egress:
+  - action: ACTION
+    to: [{networks: [192.0.2.0/24]}]
+    protocols: [{http: {method: GET}}]
+  - action: OTHERWISE
+    to: [{networks: [192.0.2.0/24]}]
+";
+
+#[test]
+fn n15_what_is_said_about_requests_is_reported_and_fails_closed() {
+    // An Accept that is not understood lets nothing in, a Deny keeps everything out.
+    for (action, otherwise) in [("Accept", "Deny"), ("Deny", "Accept")] {
+        let directory = tempfile::tempdir().unwrap();
+        let text = SEVENTH_LAYER
+            .replace("ACTION", action)
+            .replace("OTHERWISE", otherwise);
+        fs::write(directory.path().join("pods.yaml"), MANIFESTS).unwrap();
+        fs::write(directory.path().join("requests.yaml"), text).unwrap();
+        let report = dir::validate(directory.path()).unwrap();
+        let said: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+        assert!(
+            said.iter()
+                .any(|it| it.contains("requests.yaml") && it.contains("egress[0].protocols[0]")),
+            "{said:?}"
+        );
+        let question = Question::parse("shop/client", "192.0.2.1:80").unwrap();
+        let answer = trace(
+            &report.store,
+            &Config::default(),
+            &BTreeMap::new(),
+            &question,
+        )
+        .unwrap();
+        assert!(!answer.accepted, "{action}: {answer:?}");
+    }
 }

@@ -382,8 +382,12 @@ fn cluster_line(at: &impl Fn(&str) -> String) -> String {
         (_, "-") => "not known yet".into(),
         (_, reason) => format!("not known yet ({reason})"),
     };
+    let policy = match at("/cluster/policy_mode").as_str() {
+        "audit" => "; policy is only audited",
+        _ => "",
+    };
     format!(
-        "{} {}, {state}, {age}; {} pods, {} services, {} network policies, {} cluster policies, {} nodes",
+        "{} {}, {state}, {age}{policy}; {} pods, {} services, {} network policies, {} cluster policies, {} nodes",
         at("/cluster/source"),
         at("/cluster/place"),
         at("/cluster/objects/Pod"),

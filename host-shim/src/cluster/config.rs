@@ -1,9 +1,15 @@
 //! Where the node learns of the cluster, as the operator says it.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use sluice_contract::Protocol;
 use sluice_contract::policy::Established as Kept;
+use sluice_model::compile::DefaultDeny;
+use sluice_model::object::{PolicyPort, Port, Prefix};
+
+use crate::uplink::config::parse_prefix;
 
 /// The source of Pods, Services and policies: exactly one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,19 +33,96 @@ pub struct KubernetesConfig {
 }
 
 /// How policy is applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyConfig {
+    pub mode: PolicyMode,
     /// The node reaches its own pods whatever policy says: the kubelet's probes.
     pub host_reaches_pods: bool,
     pub established: Established,
+    /// Pods that no policy selects are denied everything but this; unless given, they may do everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_deny: Option<DefaultDenyConfig>,
 }
 
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
+            mode: PolicyMode::default(),
             host_reaches_pods: true,
             established: Established::default(),
+            default_deny: None,
+        }
+    }
+}
+
+/// What becomes of what policy denies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyMode {
+    /// It is dropped.
+    #[default]
+    Enforce,
+    /// It passes, and is logged and counted.
+    Audit,
+}
+
+/// What pods may do that no policy selects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DefaultDenyConfig {
+    /// They may ask the cluster's DNS: pods with `k8s-app: kube-dns` in `kube-system`.
+    pub dns: bool,
+    /// Where else they may go: the API server's own addresses, say.
+    pub egress: Vec<EgressException>,
+}
+
+impl Default for DefaultDenyConfig {
+    fn default() -> Self {
+        Self {
+            dns: true,
+            egress: Vec::new(),
+        }
+    }
+}
+
+/// A place that pods reach by default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressException {
+    /// Of addresses as they are behind Services.
+    pub cidr: String,
+    pub port: NonZero<u16>,
+    #[serde(default)]
+    pub protocol: PortProtocol,
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PortProtocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl From<&DefaultDenyConfig> for DefaultDeny {
+    fn from(config: &DefaultDenyConfig) -> Self {
+        let egress = config.egress.iter().filter_map(|it| {
+            let range = parse_prefix(&it.cidr)?;
+            let prefix = Prefix::new(range.address(), range.length())?;
+            let protocol = match it.protocol {
+                PortProtocol::Tcp => Protocol::Tcp,
+                PortProtocol::Udp => Protocol::Udp,
+                PortProtocol::Sctp => Protocol::Sctp,
+            };
+            let port = Port::Range(it.port.get(), it.port.get());
+            Some((prefix, PolicyPort { protocol, port }))
+        });
+        Self {
+            dns: config.dns,
+            egress: egress.collect(),
         }
     }
 }
@@ -60,6 +143,26 @@ impl From<Established> for Kept {
         match established {
             Established::Judged => Self::Judged,
             Established::Kept => Self::Kept,
+        }
+    }
+}
+
+impl PolicyConfig {
+    /// What is wrong with it.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let listed = self.default_deny.iter().flat_map(|it| &it.egress);
+        match listed
+            .map(|it| &it.cidr)
+            .find(|it| parse_prefix(it).is_none())
+        {
+            Some(wrong) => Err((
+                "policy.default_deny.egress",
+                format!("{wrong:?} is no range of addresses, such as 172.16.0.1/32"),
+            )),
+            None => Ok(()),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Before the source has said everything once, the appliance is told nothing: one that runs goes on with the tables it has,
 //! a new one carries no frame. A link and what policy says of it are one change, so no frame passes in between.
 
+mod audit;
 pub mod config;
 pub mod report;
 
@@ -14,9 +15,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sluice_contract::row::LinkRow;
+use sluice_contract::row::{LinkRow, MarkingRow};
 use sluice_contract::{Key, LinkId, Row};
-use sluice_model::compile::{Attached, Config as ModelConfig, Displaced, Model, Peer, Undescribed};
+use sluice_model::compile::{
+    Attached, Config as ModelConfig, DefaultDeny, Displaced, Model, Peer, Undescribed,
+};
 use sluice_model::diff::Step;
 use sluice_model::finding::Finding;
 use sluice_model::object::Name;
@@ -25,7 +28,7 @@ use sluice_model::source::kube::Kubernetes;
 use sluice_model::source::{Running, Source};
 use sluice_model::store::Event;
 
-use self::config::SourceConfig;
+use self::config::{PolicyMode, SourceConfig};
 use crate::config::Config;
 use crate::control::Control;
 use crate::files;
@@ -71,6 +74,8 @@ struct State {
 struct Told {
     row: LinkRow,
     is_told: bool,
+    /// The DSCP that the appliance gives to what comes from it.
+    dscp: Option<u8>,
 }
 
 /// The other nodes, and who wants to know of them.
@@ -136,6 +141,10 @@ impl Cluster {
                 None => Kubernetes::infer().start(sender)?,
             },
         };
+        if config.policy.mode == PolicyMode::Audit {
+            tracing::warn!("policy is audited: what it denies passes, and is logged");
+            audit::listen(&shared)?;
+        }
         let follower = shared.clone();
         std::thread::Builder::new()
             .name("cluster".into())
@@ -197,8 +206,12 @@ impl Cluster {
         let mut state = self.shared.lock();
         let addresses = row.addresses.to_vec();
         state.model.attach(row.id, Attached { pod, addresses });
-        let is_told = false;
-        state.links.insert(row.id, Told { row, is_told });
+        let told = Told {
+            row,
+            is_told: false,
+            dscp: None,
+        };
+        state.links.insert(told.row.id, told);
         self.shared.tell(&mut state, others, Vec::new())
     }
 
@@ -206,7 +219,10 @@ impl Cluster {
     pub fn detach(&self, link: LinkId, mut others: Vec<Key>) -> u64 {
         let mut state = self.shared.lock();
         state.model.detach(link);
-        state.links.remove(&link);
+        let told = state.links.remove(&link);
+        if told.is_some_and(|told| told.dscp.is_some()) {
+            others.push(Key::Marking(link));
+        }
         others.push(Key::Link(link));
         self.shared.tell(&mut state, Vec::new(), others)
     }
@@ -225,6 +241,8 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
         node: config.node_name.as_str().into(),
         host_reaches_pods: config.policy.host_reaches_pods,
         established: config.policy.established.into(),
+        audit: config.policy.mode == PolicyMode::Audit,
+        default_deny: config.policy.default_deny.as_ref().map(DefaultDeny::from),
         endpoints_from_selectors: !is_listed,
         undescribed: if is_listed {
             Undescribed::AsBefore
@@ -287,6 +305,13 @@ impl Shared {
                     remove.push(Key::Link(*link));
                 }
                 None => {}
+            }
+            let dscp = state.model.egress_dscp(*link);
+            if std::mem::replace(&mut told.dscp, dscp) != dscp {
+                match dscp {
+                    Some(dscp) => put.push(Row::Marking(MarkingRow { link: *link, dscp })),
+                    None => remove.push(Key::Marking(*link)),
+                }
             }
         }
         state.compiled = begin.elapsed();

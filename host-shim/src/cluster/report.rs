@@ -23,6 +23,8 @@ pub struct ClusterReport {
     pub source: String,
     /// Which directory or kubeconfig.
     pub place: String,
+    /// `enforce`, or `audit`: what policy denies passes, and is logged.
+    pub policy_mode: String,
     /// Everything has been said once.
     pub in_sync: bool,
     /// Why the source cannot be followed at the moment, if so. What is known stays in force.
@@ -81,6 +83,12 @@ impl Cluster {
         ClusterReport {
             source: self.shared.mode.into(),
             place: self.shared.place.clone(),
+            policy_mode: if state.model.config().audit {
+                "audit"
+            } else {
+                "enforce"
+            }
+            .into(),
             in_sync: store.is_in_sync(),
             lost: store.lost().map(str::to_owned),
             heard_ms: state

@@ -178,6 +178,53 @@ spec:
 ";
 
 #[test]
+fn b11_annotations_of_pods_and_namespaces_mark_what_pods_send() {
+    let shop = |annotation: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{{annotation}}}}}\n"
+        )
+    };
+    let marked = "sluice.dev/egress-dscp: '10'";
+    let mut ground = Ground::new(
+        "marks",
+        &[("pods.yaml", PODS), ("shop.yaml", &shop(marked))],
+    );
+    ground.attach("shop/web", 16, 1);
+    ground.attach("shop/client", 17, 2);
+    ground.serve();
+    let dscp = |ground: &Ground, id: u16| {
+        let row = ground.row(Key::Marking(LinkId::new(id).unwrap()))?;
+        match row {
+            Row::Marking(row) => Some(row.dscp),
+            _ => None,
+        }
+    };
+    ground.until("the namespace's", |it| {
+        [16, 17].map(|id| dscp(it, id)) == [Some(10); 2]
+    });
+    // The pod's own word counts more.
+    let own = "apiVersion: v1\nkind: Pod\nmetadata: {name: client, namespace: shop, labels: {app: client}, \
+               annotations: {sluice.dev/egress-dscp: '46'}}\n";
+    ground.write("pods.yaml", own);
+    ground.until("the pod's", |it| {
+        [16, 17].map(|id| dscp(it, id)) == [Some(10), Some(46)]
+    });
+    // A number that cannot be is reported, and nothing is marked with it.
+    ground.write("shop.yaml", &shop("sluice.dev/egress-dscp: '64'"));
+    ground.until("nothing of a wrong number", |it| {
+        dscp(it, 16).is_none()
+            && it
+                .cluster
+                .report()
+                .findings
+                .iter()
+                .any(|it| it.contains("egress-dscp"))
+    });
+    ground.cluster.detach(LinkId::new(17).unwrap(), Vec::new());
+    ground.until("nothing of a pod that is gone", |it| dscp(it, 17).is_none());
+}
+
+#[test]
 fn n20_link_and_policy_are_one_change_and_nothing_is_said_before_all_is_known() {
     let mut ground = Ground::new("n20", &[("pods.yaml", PODS), ("policy.yaml", POLICY)]);
     ground.serve();

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 use sluice_contract::message::{Counter, GuestHello};
+use sluice_contract::policy::WouldDeny;
 use sluice_contract::report::{Reject, RejectReason};
 use sluice_contract::{Generation, Key, Row, VERSION};
 
@@ -106,6 +107,8 @@ struct State {
     lines: Option<(Instant, u32)>,
     /// Who finds the neighbors that packets wait for.
     finder: Option<mpsc::SyncSender<IpAddr>>,
+    /// Who writes down what passed although a rule denies it.
+    auditor: Option<mpsc::SyncSender<WouldDeny>>,
 }
 
 /// Told whenever it changes whether the guest has tables to forward by.
@@ -162,6 +165,11 @@ impl Control {
     /// Tells `finder` of neighbors on the uplink that packets wait for.
     pub fn find_neighbors(&self, finder: mpsc::SyncSender<IpAddr>) {
         self.0.lock().finder = Some(finder);
+    }
+
+    /// Tells `auditor` of connections that began although a rule denies them.
+    pub fn audit(&self, auditor: mpsc::SyncSender<WouldDeny>) {
+        self.0.lock().auditor = Some(auditor);
     }
 
     /// Puts rows; the number is for [`wait`](Self::wait).
@@ -367,6 +375,10 @@ impl State {
             Event::Unresolved(address) => {
                 // Without a finder, or when it is busy, the packet's sender tries again.
                 let _ = self.finder.as_ref().map(|finder| finder.try_send(address));
+            }
+            Event::WouldDeny(event) => {
+                // When it is busy, the counter still has it.
+                let _ = self.auditor.as_ref().map(|to| to.try_send(event));
             }
             Event::Restarted { why } => {
                 tracing::warn!(why, "control session begins anew");

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
 use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
+use sluice_contract::policy::WouldDeny;
 use sluice_contract::report::Reject;
 use sluice_contract::{Generation, ToGuest, ToHost, VERSION};
 
@@ -50,6 +51,8 @@ pub enum Event {
     Fault { text: String },
     /// Packets wait for a neighbor on the uplink.
     Unresolved(IpAddr),
+    /// A connection began although a rule denies it.
+    WouldDeny(WouldDeny),
     /// A new session begins.
     Restarted { why: &'static str },
 }
@@ -247,6 +250,7 @@ impl Session {
                 text: text.as_str().into(),
             }),
             ToHost::Unresolved { address } => events.push(Event::Unresolved(address)),
+            ToHost::WouldDeny(event) => events.push(Event::WouldDeny(event)),
         }
     }
 

@@ -21,6 +21,8 @@ struct Settings {
     #[serde(default)]
     host_reaches_pods: bool,
     established: EstablishedWord,
+    #[serde(default)]
+    audit: bool,
 }
 
 /// See [`IdentityRow`].
@@ -132,6 +134,7 @@ impl Policy {
                 unbound: settings.unbound.0,
                 host_reaches_pods: settings.host_reaches_pods,
                 established: settings.established.0,
+                audit: settings.audit,
             };
             put("policy.settings".into(), PolicyRow::Settings(row));
         }

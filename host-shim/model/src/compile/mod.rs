@@ -1,6 +1,7 @@
 //! The store as tables. Everything here is a function of the objects and the links of this node: in which order they came
 //! does not matter, and a change costs what depends on it.
 
+mod default_deny;
 mod endpoints;
 mod hash;
 mod identity;
@@ -30,6 +31,7 @@ use crate::diff::Tables;
 use crate::object::Name;
 use crate::store::{Event, Store};
 
+pub use default_deny::DefaultDeny;
 pub use identity::{Displaced, Group, Identities};
 pub use route::Peer;
 pub use rules::{RuleName, RuleNames, TierName};
@@ -44,6 +46,10 @@ pub struct Config {
     pub host_reaches_pods: bool,
     /// What becomes of connections that a change of policy would not let begin.
     pub established: Established,
+    /// What rules deny passes, and is told.
+    pub audit: bool,
+    /// Pods that no policy selects are denied everything but this.
+    pub default_deny: Option<DefaultDeny>,
     /// Nobody makes EndpointSlices: pods that a Service selects are its endpoints.
     pub endpoints_from_selectors: bool,
     /// What becomes of pods of this node that no object describes.
@@ -87,6 +93,8 @@ impl Default for Config {
             node: Arc::from(""),
             host_reaches_pods: true,
             established: Established::Judged,
+            audit: false,
+            default_deny: None,
             endpoints_from_selectors: false,
             undescribed: Undescribed::Unlabelled,
             node_addresses: Vec::new(),
@@ -132,6 +140,7 @@ fn settings(config: &Config) -> SettingsRow {
         unbound: Action::Deny,
         host_reaches_pods: config.host_reaches_pods,
         established: config.established,
+        audit: config.audit,
     }
 }
 
@@ -167,6 +176,9 @@ impl Model {
             services: service::Engine::default(),
             tables,
         };
+        if let Some(default) = &config.default_deny {
+            model.store.put_own(default_deny::policy(default));
+        }
         model
             .services
             .declare(&config.node_addresses, &mut model.tables);
@@ -251,6 +263,13 @@ impl Model {
 
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// With which DSCP the packets of the pod behind a link go on, if its annotations or its namespace's say so.
+    pub fn egress_dscp(&self, link: LinkId) -> Option<u8> {
+        let pod = &self.links.get(&link)?.pod;
+        let own = self.store.pod(pod).and_then(|it| it.egress_dscp);
+        own.or_else(|| self.store.namespace_dscp(&pod.namespace))
     }
 
     pub fn store(&self) -> &Store {

@@ -78,6 +78,14 @@ impl Selector {
         Self(requirements)
     }
 
+    /// Objects with that label.
+    pub fn labelled(key: &str, value: &str) -> Self {
+        Self::new([Requirement {
+            key: key.to_owned(),
+            operator: Operator::In(vec![value.to_owned()]),
+        }])
+    }
+
     /// Whether everything is selected.
     pub fn is_everything(&self) -> bool {
         self.0.is_empty()

@@ -195,6 +195,8 @@ pub struct Namespace {
     pub labels: Arc<Labels>,
     /// Where its pods' addresses come from, if not from where all do.
     pub address_pool: Option<Arc<str>>,
+    /// With which DSCP the packets of its pods go on.
+    pub egress_dscp: Option<u8>,
 }
 
 /// A machine.
@@ -238,6 +240,8 @@ pub struct Pod {
     pub terminating: bool,
     /// Where its addresses come from, if not from where its namespace's do.
     pub address_pool: Option<Arc<str>>,
+    /// With which DSCP its packets go on; `None`: its namespace's say.
+    pub egress_dscp: Option<u8>,
 }
 
 /// A port of a container that has a name.

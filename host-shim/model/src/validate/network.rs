@@ -27,7 +27,25 @@ fn address_pool(metadata: &ObjectMeta) -> Option<Arc<str>> {
     shared(annotations.get(ADDRESS_POOL).cloned())
 }
 
+/// The annotation of pods and namespaces that says with which DSCP packets go on.
+const EGRESS_DSCP: &str = "sluice.dev/egress-dscp";
+const DSCP_MAX: u8 = 63;
+
 impl Check<'_> {
+    /// A number that cannot be is told, and the object used without it.
+    fn egress_dscp(&mut self, metadata: &ObjectMeta) -> Option<u8> {
+        let text = metadata.annotations.as_ref()?.get(EGRESS_DSCP)?;
+        let dscp = text.parse().ok().filter(|dscp| *dscp <= DSCP_MAX);
+        if dscp.is_none() {
+            let field = format!("metadata.annotations[{EGRESS_DSCP}]");
+            self.warn(
+                field,
+                format!("{text:?} is no number from 0 to {DSCP_MAX}: packets go on as they come"),
+            );
+        }
+        dscp
+    }
+
     pub(super) fn namespace(&mut self, name: &Name, metadata: &ObjectMeta) -> Namespace {
         let labels = self.labels(metadata);
         Namespace {
@@ -36,6 +54,7 @@ impl Check<'_> {
                 .with("kubernetes.io/metadata.name", &name.name)
                 .into(),
             address_pool: address_pool(metadata),
+            egress_dscp: self.egress_dscp(metadata),
         }
     }
 
@@ -83,6 +102,7 @@ impl Check<'_> {
     pub(super) fn pod(&mut self, name: &Name, pod: core::Pod) -> Pod {
         let labels = self.labels(&pod.metadata).into();
         let address_pool = address_pool(&pod.metadata);
+        let egress_dscp = self.egress_dscp(&pod.metadata);
         let terminating = pod.metadata.deletion_timestamp.is_some();
         let spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
@@ -102,6 +122,7 @@ impl Check<'_> {
             ready: condition.is_none_or(|it| it.status == "True"),
             terminating,
             address_pool,
+            egress_dscp,
             addresses: self.pod_addresses(status),
         }
     }
