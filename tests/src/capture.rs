@@ -52,6 +52,30 @@ impl Capture {
         Ok(capture)
     }
 
+    /// The frames so far, as they are.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn frames(&self) -> Result<Vec<Vec<u8>>> {
+        let bytes = std::fs::read(&self.path)?;
+        let mut frames = Vec::new();
+        // The file's header, and then of each frame sixteen bytes, the third four of which are its length.
+        let mut rest = bytes.get(24..).unwrap_or_default();
+        while let Some((length, behind)) = rest
+            .get(8..12)
+            .and_then(|at| at.try_into().ok())
+            .map(u32::from_ne_bytes)
+            .zip(rest.get(16..))
+        {
+            let Some((frame, next)) = behind.split_at_checked(length as usize) else {
+                break;
+            };
+            frames.push(frame.to_vec());
+            rest = next;
+        }
+        Ok(frames)
+    }
+
     /// What tcpdump prints of it.
     ///
     /// # Errors

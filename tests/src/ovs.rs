@@ -23,6 +23,7 @@ pub struct OpenVswitch {
     pub pod: Netns,
     pub v4: String,
     pub v6: String,
+    number: u8,
     node: Netns,
     directory: PathBuf,
 }
@@ -47,6 +48,7 @@ impl OpenVswitch {
             pod: Netns::new("ovs-pod")?,
             v4: format!("10.244.{number}.2"),
             v6: format!("fd00:244:0:{number:x}::2"),
+            number,
             node,
             directory,
         };
@@ -120,8 +122,11 @@ impl OpenVswitch {
     }
 
     fn flow(&self, flow: &str) -> Result<()> {
-        let bridge = format!("unix:{}", self.file("br-int.mgmt"));
-        command::run(&["ovs-ofctl", "add-flow", &bridge, flow]).map(drop)
+        command::run(&["ovs-ofctl", "add-flow", &self.bridge(), flow]).map(drop)
+    }
+
+    fn bridge(&self) -> String {
+        format!("unix:{}", self.file("br-int.mgmt"))
     }
 
     fn on_node(&self, words: &str) -> Result<()> {
@@ -171,12 +176,27 @@ impl OpenVswitch {
         self.vsctl(&format!(
             "add-port br-int tun0 -- set interface tun0 type={kind} options:remote_ip={remote} options:local_ip={local} options:key=1 options:dst_port={port}"
         ))?;
+        self.steer(peer, "")
+    }
+
+    /// Tells the receiver a number with each packet: in a Geneve option of that class and type.
+    ///
+    /// # Errors
+    /// If the switch does not take it.
+    pub fn tell_by_option(&self, peer: u8, (class, kind): (u16, u8), told: u32) -> Result<()> {
+        let option = format!("{{class={class:#x},type={kind:#x},len=4}}->tun_metadata0");
+        command::run(&["ovs-ofctl", "add-tlv-map", &self.bridge(), &option])?;
+        self.steer(peer, &format!("set_field:{told:#x}->tun_metadata0,"))
+    }
+
+    /// Flows between the pod and the tunnel, which do what a router does, and `first` to what goes out.
+    fn steer(&self, peer: u8, first: &str) -> Result<()> {
         let shown = self
             .pod
             .run(&["cat", "/sys/class/net/eth0/address"])
             .context("the pod's MAC")?;
         let pod_mac = shown.trim();
-        let (own, theirs) = (vtep(number), vtep(peer));
+        let (own, theirs) = (vtep(self.number), vtep(peer));
         let [range4, range6] = pods_of(peer);
         for (here, there) in [
             (
@@ -192,7 +212,7 @@ impl OpenVswitch {
                 "{here},actions=dec_ttl,mod_dl_src:{GATEWAY},mod_dl_dst:{pod_mac},output:pod0"
             ))?;
             self.flow(&format!(
-                "{there},actions=dec_ttl,mod_dl_src:{own},mod_dl_dst:{theirs},output:tun0"
+                "{there},actions={first}dec_ttl,mod_dl_src:{own},mod_dl_dst:{theirs},output:tun0"
             ))?;
         }
         Ok(())
