@@ -9,7 +9,7 @@ use crate::frame::Frame;
 use crate::parse::{Fragment, Packet, Transport};
 use crate::time::{Duration, Instant};
 use crate::twin::Slot;
-use crate::wire::{checksum, ethernet, geneve, ipv4, ipv6, tcp, udp, vxlan};
+use crate::wire::{checksum, ipv4, ipv6, tcp};
 use sluice_contract::overlay::{PeerId, TunnelProtocol};
 use zerocopy::{FromBytes, Immutable, IntoBytes, big_endian::U16};
 
@@ -21,20 +21,7 @@ const LEAST6: u16 = 1280;
 
 /// Bytes that the tunnel adds to an IP packet of any family, on an underlay of this one.
 pub const fn overhead(protocol: TunnelProtocol, underlay: Family) -> usize {
-    let network = match underlay {
-        Family::V4 => ipv4::LENGTH,
-        Family::V6 => ipv6::LENGTH,
-    };
-    let geneve = udp::LENGTH + geneve::LENGTH + geneve::WordOption::LENGTH;
-    network
-        + match protocol {
-            TunnelProtocol::Vxlan | TunnelProtocol::VxlanGbp => {
-                udp::LENGTH + vxlan::LENGTH + ethernet::LENGTH
-            }
-            TunnelProtocol::Geneve => geneve + ethernet::LENGTH,
-            TunnelProtocol::GeneveIp => geneve,
-            TunnelProtocol::IpIp => 0,
-        }
+    protocol.overhead(matches!(underlay, Family::V6)) as usize
 }
 
 /// What a router said about the path to a peer.

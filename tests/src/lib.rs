@@ -12,6 +12,7 @@
 //! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
 //! * [`cluster`]: several nodes of ours and the outside, [`cluster_objects`]: what they follow; [`cluster_claims`],
 //!   [`cluster_services`], [`cluster_frames`]: what they must show; [`cluster_trouble`]: what befalls them; [`capture`]: who judges it.
+//! * [`membership`]: nodes that know each other from Node objects.
 //! * [`qemu`]: the image alone under QEMU.
 //! * [`bridge`], [`mod@bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
@@ -31,6 +32,7 @@ pub mod command;
 pub mod cpu;
 pub mod lab;
 pub mod load;
+pub mod membership;
 pub mod need;
 pub mod netns;
 pub mod ovs;

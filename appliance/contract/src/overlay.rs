@@ -108,6 +108,33 @@ pub enum TunnelProtocol {
     IpIp,
 }
 
+impl TunnelProtocol {
+    /// The name that people use.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::VxlanGbp => "vxlan-gbp",
+            Self::Geneve => "geneve",
+            Self::GeneveIp => "geneve-ip",
+            Self::IpIp => "ipip",
+        }
+    }
+
+    /// Bytes that a packet grows by on an IPv4 or IPv6 underlay: outer IP, UDP, the tunnel's header with the option that
+    /// carries the identity, inner Ethernet.
+    pub const fn overhead(self, six: bool) -> u16 {
+        let network = if six { 40 } else { 20 };
+        let (udp, ethernet, geneve) = (8, 14, 8 + 8);
+        network
+            + match self {
+                Self::Vxlan | Self::VxlanGbp => udp + 8 + ethernet,
+                Self::Geneve => udp + geneve + ethernet,
+                Self::GeneveIp => udp + geneve,
+                Self::IpIp => 0,
+            }
+    }
+}
+
 /// The Geneve option that carries the sender's identity: an experimental class (RFC 8926 §7), not critical.
 pub const GENEVE_CLASS: u16 = 0xff53;
 /// See [`GENEVE_CLASS`].

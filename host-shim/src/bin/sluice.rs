@@ -2,6 +2,8 @@
 
 #[path = "sluice/cluster.rs"]
 mod cluster;
+#[path = "sluice/network.rs"]
+mod network;
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -61,6 +63,10 @@ enum Command {
     Link(LinkCommand),
     /// Where and why packets ended
     Drops,
+    /// The other nodes: where they are known from, how they are reached, and why not
+    Peers,
+    /// This node as a manifest for others: addresses, pod ranges, and the annotations that flannel reads
+    Node,
     /// Which policies there are, what they say about a pod, and who decides about a connection
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -136,6 +142,8 @@ fn main() -> ExitCode {
         Command::Policy(command) => return end(asker.policy(&command)),
         Command::Services { from } => return end(asker.services(&from)),
         Command::Validate { directory } => return end(asker.validate(&directory)),
+        Command::Peers => return end(network::peers(&socket, flags.output)),
+        Command::Node => return end(network::node(&socket, flags.output)),
         Command::Install(install) => return tell(install.run(&flags.run_dir)),
         Command::Uninstall(uninstall) => return tell(uninstall.run(&flags.run_dir)),
         Command::Status => Request::Status,
@@ -326,11 +334,14 @@ fn status(answer: &Value) -> io::Result<String> {
     if answer.get("cluster").is_some() {
         line("cluster", cluster_line(&at));
         line("policy", policy_line(&at));
-        let peers = answer.pointer("/cluster/peers").and_then(Value::as_array);
-        line("peers", peers.map_or(0, Vec::len).to_string());
         let findings = answer.pointer("/cluster/findings");
         for finding in findings.and_then(Value::as_array).into_iter().flatten() {
             line("", format!("! {}", finding.as_str().unwrap_or_default()));
+        }
+    }
+    if let Some(network) = answer.get("network") {
+        for (name, value) in network::status_lines(&serde_json::from_value(network.clone())?) {
+            line(name, value);
         }
     }
     line(

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use sluice_contract::row::{LinkRow, MarkingRow};
 use sluice_contract::{Key, LinkId, Row};
 use sluice_model::compile::{
-    Attached, Config as ModelConfig, DefaultDeny, Displaced, Model, Peer, Undescribed,
+    Attached, Config as ModelConfig, DefaultDeny, Displaced, Members, Model, Undescribed,
 };
 use sluice_model::diff::Step;
 use sluice_model::finding::Finding;
@@ -32,6 +32,7 @@ use self::config::{PolicyMode, SourceConfig};
 use crate::config::Config;
 use crate::control::Control;
 use crate::files;
+use crate::uplink::config::PeerConfig;
 
 /// Events that are taken together, at most.
 const BATCH: usize = 4096;
@@ -64,7 +65,7 @@ struct State {
     is_known: bool,
     findings: BTreeSet<Finding>,
     displaced: Vec<Displaced>,
-    peers: Peers,
+    nodes: Nodes,
     heard: Option<Instant>,
     compiled: Duration,
 }
@@ -78,17 +79,17 @@ struct Told {
     dscp: Option<u8>,
 }
 
-/// The other nodes, and who wants to know of them.
+/// All nodes, once they are known, and who wants to know of them.
 #[derive(Default)]
-struct Peers {
-    present: Vec<Peer>,
+struct Nodes {
+    present: Option<Arc<Members>>,
     listener: Option<Listener>,
 }
 
-/// Told of all other nodes whenever one changes.
-pub type Listener = Box<dyn FnMut(&[Peer]) + Send>;
+/// Told of all nodes whenever one changes. It must not wait for anything.
+pub type Listener = Box<dyn FnMut(&Arc<Members>) + Send>;
 
-impl std::fmt::Debug for Peers {
+impl std::fmt::Debug for Nodes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(&self.present).finish()
     }
@@ -125,7 +126,7 @@ impl Cluster {
                 is_known: false,
                 findings: BTreeSet::new(),
                 displaced,
-                peers: Peers::default(),
+                nodes: Nodes::default(),
                 heard: None,
                 compiled: Duration::ZERO,
             }),
@@ -227,11 +228,14 @@ impl Cluster {
         self.shared.tell(&mut state, Vec::new(), others)
     }
 
-    /// Tells `listener` of the other nodes, now and whenever one changes.
-    pub fn follow_peers(&self, mut listener: Listener) {
-        let peers = &mut self.shared.lock().peers;
-        listener(&peers.present);
-        peers.listener = Some(listener);
+    /// Tells `listener` of all nodes, once they are known and whenever one changes. The appliance is told nothing before the
+    /// listener was told once.
+    pub fn follow_nodes(&self, mut listener: Listener) {
+        let nodes = &mut self.shared.lock().nodes;
+        if let Some(present) = &nodes.present {
+            listener(present);
+        }
+        nodes.listener = Some(listener);
     }
 }
 
@@ -250,6 +254,10 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
             Undescribed::Unlabelled
         },
         node_addresses: config.cni.node_addresses.clone(),
+        peer_addresses: config.uplink.as_ref().map_or_else(Vec::new, |uplink| {
+            let own = |peer: &PeerConfig| peer.own_addresses().collect::<Vec<_>>();
+            uplink.peers.iter().flat_map(own).collect()
+        }),
         // What the uplink brings to the appliance, and nothing else.
         nat_ports: config
             .uplink
@@ -320,13 +328,13 @@ impl Shared {
         } else {
             self.control.change(put, remove)
         };
+        state.tell_nodes();
         if !std::mem::replace(&mut state.is_known, true) {
             let (compiled, rows) = (state.compiled, state.model.tables().len());
             tracing::info!(source = self.mode, place = %self.place, ?compiled, rows, "the cluster is known");
             self.control.release();
         }
         self.keep_displaced(state);
-        state.tell_peers();
         self.changed.notify_all();
         revision
     }
@@ -364,14 +372,13 @@ impl State {
         self.findings = now;
     }
 
-    fn tell_peers(&mut self) {
-        let now = self.model.peers();
-        if now == self.peers.present {
+    fn tell_nodes(&mut self) {
+        let Some(members) = self.model.take_members() else {
             return;
-        }
-        self.peers.present = now;
-        if let Some(listener) = &mut self.peers.listener {
-            listener(&self.peers.present);
+        };
+        let present = &*self.nodes.present.insert(Arc::new(members));
+        if let Some(listener) = &mut self.nodes.listener {
+            listener(present);
         }
     }
 }

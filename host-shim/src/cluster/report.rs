@@ -1,7 +1,6 @@
 //! What the node says of the cluster. The types are the API's and the CLI's alike.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -42,8 +41,6 @@ pub struct ClusterReport {
     pub errors: usize,
     /// Rows that policy and Services make for the appliance.
     pub rows: RowCounts,
-    /// The other nodes.
-    pub peers: Vec<PeerReport>,
 }
 
 /// Rows for the appliance by kind.
@@ -55,14 +52,6 @@ pub struct RowCounts {
     pub classes: usize,
     pub spans: usize,
     pub all: usize,
-}
-
-/// Another node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerReport {
-    pub name: String,
-    pub addresses: Vec<IpAddr>,
-    pub pods: Vec<String>,
 }
 
 /// What policies say about a pod.
@@ -112,16 +101,6 @@ impl Cluster {
                 spans: counts.spans,
                 all,
             },
-            peers: state
-                .peers
-                .present
-                .iter()
-                .map(|it| PeerReport {
-                    name: it.name.to_string(),
-                    addresses: it.addresses.clone(),
-                    pods: it.pods.iter().map(ToString::to_string).collect(),
-                })
-                .collect(),
         }
     }
 

@@ -96,8 +96,8 @@ struct State {
     token: u32,
     shut_down: bool,
     stop: bool,
-    /// Nobody is talked to yet.
-    held: bool,
+    /// So many parts of what is desired are not known yet; nobody is talked to before all are.
+    held: u32,
     /// Changes that are not in force yet, and since when.
     waiting: VecDeque<(u64, Instant)>,
     in_force_at: Option<Instant>,
@@ -200,15 +200,18 @@ impl Control {
         self.0.lock().desired.revision()
     }
 
-    /// Tells no guest anything until [`release`](Self::release): what is desired is not known yet.
+    /// Tells no guest anything until [`release`](Self::release): a part of what is desired is not known yet.
     pub fn hold(&self) {
-        self.0.lock().held = true;
+        self.0.lock().held += 1;
     }
 
-    /// Ends [`hold`](Self::hold).
+    /// Ends one [`hold`](Self::hold).
     pub fn release(&self) {
         let mut state = self.0.lock();
-        state.held = false;
+        state.held = state.held.saturating_sub(1);
+        if state.held > 0 {
+            return;
+        }
         // What was desired before waited for something else than the guest.
         let now = Instant::now();
         state.waiting.iter_mut().for_each(|(_, at)| *at = now);
@@ -234,6 +237,11 @@ impl Control {
             refused.or_else(|| (state.revision >= revision).then_some(Ok(())))
         });
         done.unwrap_or(Err(NotInForce::Late(limit)))
+    }
+
+    /// Whether the guest has what was desired as of `revision`.
+    pub fn is_in_force(&self, revision: u64) -> bool {
+        self.0.lock().revision >= revision
     }
 
     /// Why the guest does not have the row of `key`, if so.

@@ -54,7 +54,7 @@ impl Server {
         // The listener is left alone while somebody is connected: a second VMM waits in the backlog.
         let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
         let mut timeout = PollTimeout::NONE;
-        let is_held = self.shared.lock().held;
+        let is_held = self.shared.lock().held > 0;
         match &mut self.peer {
             None if is_held => {}
             None => fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)),
@@ -81,7 +81,7 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        if self.peer.is_some() || self.shared.lock().held {
+        if self.peer.is_some() || self.shared.lock().held > 0 {
             return;
         }
         match self.listener.accept() {

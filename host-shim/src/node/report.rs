@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::cluster::report::ClusterReport;
 use crate::trunk::drops::HostDrop;
 use crate::trunk::links::Carried;
+use crate::uplink::report::NetworkReport;
 
 /// How long a report waits for the appliance's counters.
 const GUEST_COUNTERS: Duration = Duration::from_millis(500);
@@ -37,6 +38,9 @@ pub struct Status {
     /// Where policy and Services come from; absent when the configuration names no source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterReport>,
+    /// This node's end of the tunnel and all other nodes; absent when the configuration names no uplink.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkReport>,
     pub start: StartTimes,
     pub links: Vec<LinkReport>,
     /// The way to other nodes and to the outside, if there is one.
@@ -185,6 +189,7 @@ impl Node {
             healthy: problems.is_empty(),
             problems,
             uptime_ms: self.started.elapsed().as_millis() as u64,
+            network: self.network_report(),
             start: self.start_times(),
             links: self.link_reports(),
             uplink: self.way_report(LinkId::UPLINK),

@@ -17,7 +17,8 @@ use crate::hostlink::config::HostLinkConfig;
 use crate::hostlink::{LocalPort, LocalPorts};
 use crate::trunk::links::LinkCounters;
 use crate::trunk::vnet;
-use crate::uplink::Uplink;
+use crate::uplink::report::NetworkReport;
+use crate::uplink::{Ground, Uplink};
 use crate::wiring::tap;
 
 /// What there is of them.
@@ -58,7 +59,16 @@ impl Node {
         if let Some(config) = &self.config.uplink {
             let cluster = self.config.host_link.as_ref();
             let cluster = cluster.map_or_else(Vec::new, HostLinkConfig::ranges);
-            let (uplink, tap) = Uplink::start(config, cluster, &self.control)?;
+            let ground = Ground {
+                config: config.clone(),
+                cluster,
+                node: self.config.node_name.clone(),
+                has_source: self.cluster.is_some(),
+            };
+            let (uplink, tap) = Uplink::start(&ground, &self.control)?;
+            if let Some(cluster) = &self.cluster {
+                uplink.follow(cluster);
+            }
             self.ways().uplink = Some(uplink);
             self.add_way(LinkId::UPLINK, crate::uplink::TAP, tap)?;
         }
@@ -103,6 +113,11 @@ impl Node {
                 .map(|(reason, count)| (reason.name().to_owned(), count))
                 .collect(),
         })
+    }
+
+    /// This node's end of the tunnel and all other nodes, if it has an uplink.
+    pub(super) fn network_report(&self) -> Option<NetworkReport> {
+        self.ways().uplink.as_ref().map(Uplink::report)
     }
 
     /// What is not as it should be.

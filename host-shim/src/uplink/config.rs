@@ -7,6 +7,7 @@ use sluice_contract::Prefix;
 use sluice_contract::overlay::TunnelProtocol;
 
 use super::ports::PortRange;
+use super::taken::Taken;
 use crate::config::parse_mac;
 
 /// The way to other nodes.
@@ -20,11 +21,18 @@ pub struct UplinkConfig {
     pub addresses: Vec<IpAddr>,
     #[serde(default)]
     pub tunnel: TunnelConfig,
-    /// This node's pods, which peers without a tunnel send to as they are.
+    /// This node's pods, which peers without a tunnel send to as they are; those of its Node object unless given.
     #[serde(default)]
     pub pods: Vec<String>,
+    /// Other nodes that no Node object describes. One of them keeps its addresses and ranges whatever objects say.
     #[serde(default)]
     pub peers: Vec<PeerConfig>,
+    /// Which nodes of the cluster are sent to without a tunnel.
+    #[serde(default)]
+    pub direct: Direct,
+    /// By which of their addresses nodes of the cluster are reached.
+    #[serde(default)]
+    pub underlay: Underlay,
     /// Who cuts large frames in tunnels.
     #[serde(default)]
     pub segmentation: SegmentationBy,
@@ -61,6 +69,30 @@ pub enum SegmentationBy {
     Daemon,
 }
 
+/// Which nodes of the cluster are sent to without a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direct {
+    /// None.
+    #[default]
+    Never,
+    /// Those that the host reaches without a router (Calico's CrossSubnet, flannel's DirectRouting).
+    SameSubnet,
+    /// All (host-gw): routers in between must know every node's pods.
+    Always,
+}
+
+/// By which of their addresses nodes of the cluster are reached. All nodes must answer alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Underlay {
+    /// By IPv4 where both nodes have such an address, else by IPv6.
+    #[default]
+    Auto,
+    Ipv4,
+    Ipv6,
+}
+
 /// The format of the tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -92,7 +124,8 @@ pub struct TunnelConfig {
     pub protocol: Protocol,
     pub port: u16,
     pub vni: u32,
-    /// This node's MAC inside the tunnel (flannel's VtepMAC); the card's own unless given.
+    /// This node's MAC inside the tunnel (flannel's VtepMAC). Unless given: what its Node object's annotations say, else one
+    /// that follows from the node's name, by which other nodes know it; without a source the card's own.
     pub mac: Option<String>,
     pub zero_checksum6: bool,
     pub copy_dscp: bool,
@@ -131,6 +164,13 @@ pub struct PeerConfig {
     pub direct: bool,
 }
 
+impl PeerConfig {
+    /// All addresses of the node itself.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address).chain(self.node_addresses.iter().copied())
+    }
+}
+
 /// A range like `10.244.1.0/24`.
 pub fn parse_prefix(text: &str) -> Option<Prefix> {
     let (address, length) = text.split_once('/')?;
@@ -159,6 +199,7 @@ impl UplinkConfig {
                 return Err(("uplink", format!("{range} is no range of addresses")));
             }
         }
+        self.check_peers()?;
         if self.tunnel.vni >> 24 != 0 {
             return Err((
                 "uplink.tunnel.vni",
@@ -173,6 +214,25 @@ impl UplinkConfig {
         }
         if self.tunnel.port == 0 {
             return Err(("uplink.tunnel.port", "0 is no port".into()));
+        }
+        Ok(())
+    }
+
+    /// No two peers may have the same address or ranges that overlap, and none may have what is this node's.
+    fn check_peers(&self) -> Result<(), (&'static str, String)> {
+        let mut taken = Taken::default();
+        let prefixes = |texts: &[String]| texts.iter().filter_map(|t| parse_prefix(t)).collect();
+        let own: Vec<Prefix> = prefixes(&self.pods);
+        taken
+            .take("this node", &self.addresses, &own)
+            .map_err(|why| ("uplink.pods", why))?;
+        for peer in &self.peers {
+            let addresses: Vec<IpAddr> = peer.own_addresses().collect();
+            let ranges: Vec<Prefix> = prefixes(&peer.pods);
+            let name = peer.address.to_string();
+            taken
+                .take(&name, &addresses, &ranges)
+                .map_err(|why| ("uplink.peers", format!("{name}: {why}")))?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use sluice_contract::{Key, Row};
 use super::Shared;
 use super::filter::Claims;
 use super::mirror::Changes;
+use super::report::{NetworkReport, ORIGIN_CLUSTER};
 use super::rows::{Follower, Look};
 use crate::control::Control;
 use crate::wiring::netlink::{Change, Netlink};
@@ -35,6 +36,8 @@ pub(super) struct Following {
     /// Which of the card's two sets of filters is in use.
     filters: usize,
     mtu: u16,
+    /// The control channel is held until the nodes of the cluster are known and their rows put.
+    holds: bool,
 }
 
 impl Following {
@@ -43,6 +46,7 @@ impl Following {
         netlink: Netlink,
         (card, tap): (u32, u32),
         shared: Arc<Shared>,
+        holds: bool,
     ) -> Self {
         Self {
             follower,
@@ -54,6 +58,7 @@ impl Following {
             claims: None,
             filters: 0,
             mtu: 0,
+            holds,
         }
     }
 
@@ -68,15 +73,12 @@ impl Following {
     /// Until the end is asked for.
     pub(super) fn run(&mut self, changes: &Changes, control: &Control) {
         let mut last = Instant::now();
-        let mut host_ports = self.shared.host_ports().clone();
         while !self.shared.ending.load(Ordering::Acquire) {
             let heard = changes.wait(TICK_MS);
-            let asked = *self.shared.host_ports() != host_ports;
-            if !heard && !asked && last.elapsed() < LONGEST {
+            if !heard && last.elapsed() < LONGEST {
                 continue;
             }
             changes.wait(SETTLE_MS);
-            host_ports = self.shared.host_ports().clone();
             last = Instant::now();
             if let Err(error) = self.once(control) {
                 let text = format!("The host's tables cannot be followed: {error}");
@@ -87,8 +89,19 @@ impl Following {
 
     fn once(&mut self, control: &Control) -> io::Result<()> {
         let host_ports = self.shared.host_ports().clone();
-        let look = self.follower.look(&mut self.netlink, &host_ports)?;
-        self.put(&look, control);
+        let members = self.shared.members().clone();
+        let looked = self
+            .follower
+            .look(&mut self.netlink, &host_ports, members.as_ref());
+        if let Ok(look) = &looked {
+            self.put(look, control);
+        }
+        if self.holds && members.is_some() {
+            // Whatever came of it, nothing more is known of the cluster's nodes.
+            self.holds = false;
+            control.release();
+        }
+        let look = looked?;
         if look.card.mtu != self.mtu {
             let change = Change {
                 mtu: Some(look.card.mtu),
@@ -101,6 +114,7 @@ impl Following {
             self.filter(&look.claims)?;
             self.claims = Some(look.claims);
         }
+        self.report(look.report);
         self.tell(look.problems);
         Ok(())
     }
@@ -125,12 +139,14 @@ impl Following {
                 "the underlay has changed"
             );
         }
-        if !changed.is_empty() {
-            control.put(changed);
-        }
-        if !gone.is_empty() {
-            control.remove(gone);
-        }
+        // At once: a node that moves is never behind nobody.
+        let revision = if changed.is_empty() && gone.is_empty() {
+            control.revision()
+        } else {
+            control.change(changed, gone)
+        };
+        self.follower
+            .settle(look, revision, |revision| control.is_in_force(revision));
         self.rows.clone_from(&look.rows);
     }
 
@@ -150,6 +166,38 @@ impl Following {
         self.netlink.unredirect_set(self.card, self.filters)?;
         self.filters = next;
         Ok(())
+    }
+
+    /// Nodes that cannot be used are logged once, those that can be again as well.
+    fn report(&self, report: NetworkReport) {
+        let mut last = self.shared.report();
+        if *last == report {
+            return;
+        }
+        let odd = |report: &NetworkReport| -> BTreeMap<String, String> {
+            let own = report.wrong.clone().map(|why| (report.node.clone(), why));
+            let of_cluster = report
+                .peers
+                .iter()
+                .filter(|peer| peer.origin == ORIGIN_CLUSTER);
+            let peers = of_cluster.filter_map(|it| Some((it.name.clone(), it.problem.clone()?)));
+            own.into_iter().chain(peers).collect()
+        };
+        let (before, now) = (odd(&last), odd(&report));
+        for (node, reason) in now
+            .iter()
+            .filter(|(node, why)| before.get(*node) != Some(why))
+        {
+            tracing::warn!(
+                node,
+                reason,
+                "a node of the cluster cannot be used as it is"
+            );
+        }
+        for node in before.keys().filter(|node| !now.contains_key(*node)) {
+            tracing::info!(node, "a node of the cluster was put right, or is gone");
+        }
+        *last = report;
     }
 
     fn tell(&self, problems: Vec<String>) {

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{
@@ -19,6 +20,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::EventFd;
 use sluice_contract::{Mac, Prefix};
 
 use crate::wiring::netlink::{Netlink, family, host_prefix};
@@ -28,44 +30,51 @@ const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 
 /// Hears that something has changed, not what.
 #[derive(Debug)]
-pub(super) struct Changes(Socket);
+pub(super) struct Changes {
+    kernel: Socket,
+    /// Others than the kernel may say so as well.
+    asked: Arc<EventFd>,
+}
 
 impl Changes {
     /// Listens in the calling thread's namespace.
     ///
     /// # Errors
     /// As the kernel says.
-    pub(super) fn listen() -> io::Result<Self> {
+    pub(super) fn listen(asked: Arc<EventFd>) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         for group in GROUPS {
             socket.add_membership(group)?;
         }
         socket.set_non_blocking(true)?;
-        Ok(Self(socket))
+        Ok(Self {
+            kernel: socket,
+            asked,
+        })
     }
 
     /// Waits for a change, `milliseconds` at most, and takes in all that have come; whether there was one.
     pub(super) fn wait(&self, milliseconds: u16) -> bool {
-        let mut events = [PollFd::new(self.descriptor(), PollFlags::POLLIN)];
-        let heard = nix::poll::poll(&mut events, PollTimeout::from(milliseconds));
-        let heard = heard.is_ok_and(|n| n > 0);
-        if heard {
+        let ready = |limit: PollTimeout| {
+            let mut events = [self.kernel.as_fd(), self.asked.as_fd()]
+                .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+            // An error is looked into by whoever reads.
+            let _ = nix::poll::poll(&mut events, limit);
+            events.map(|event| event.revents().is_some_and(|seen| !seen.is_empty()))
+        };
+        let [mut kernel, asked] = ready(PollTimeout::from(milliseconds));
+        let heard = kernel || asked;
+        if asked {
+            // Whoever asks again meanwhile is heard at the next wait.
+            let _ = self.asked.read();
+        }
+        while kernel {
             // An overflow is a change as well.
-            loop {
-                let _ = self.0.recv_from_full();
-                let mut more = [PollFd::new(self.descriptor(), PollFlags::POLLIN)];
-                let waiting = nix::poll::poll(&mut more, PollTimeout::ZERO);
-                if !waiting.is_ok_and(|n| n > 0) {
-                    break;
-                }
-            }
+            let _ = self.kernel.recv_from_full();
+            [kernel, _] = ready(PollTimeout::ZERO);
         }
         heard
-    }
-
-    fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 

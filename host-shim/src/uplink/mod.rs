@@ -2,16 +2,22 @@
 //! it how to reach the other nodes and the outside.
 //!
 //! `filter` says what belongs to the appliance, `mirror` what the host knows of the underlay, `neighbors` whom of it the
-//! appliance is told of, `rows` makes rows and filters of it all. A thread follows the host's changes and puts what differs.
+//! appliance is told of, `members` which other nodes there are, `rows` makes rows and filters of it all. A thread follows the
+//! host's and the cluster's changes and puts what differs.
 
 pub mod config;
 mod filter;
+mod flannel;
 mod follow;
+mod members;
 mod mirror;
 mod neighbors;
+mod numbers;
 pub mod ports;
+pub mod report;
 mod reserved;
 mod rows;
+mod taken;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -21,16 +27,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use sluice_contract::Prefix;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use sluice_model::compile::Members;
 
-use self::config::{SegmentationBy, UplinkConfig};
+use self::config::SegmentationBy;
 use self::follow::Following;
 use self::mirror::Changes;
 use self::neighbors::Asked;
+use self::report::NetworkReport;
 use self::reserved::Reserved;
+use crate::cluster::Cluster;
 use crate::control::Control;
 use crate::wiring::netlink::{Change, Netlink};
 use crate::wiring::{quiet, tap};
+
+pub use self::rows::Ground;
 
 /// The tap beside the card.
 pub const TAP: &str = "sluplink";
@@ -47,15 +58,45 @@ pub struct UplinkError {
 }
 
 /// What the thread and others share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     ending: AtomicBool,
+    /// Wakes the thread.
+    asked: Arc<EventFd>,
+    /// The nodes of the cluster, once they are known.
+    members: Mutex<Option<Arc<Members>>>,
+    report: Mutex<NetworkReport>,
     /// Single ports of the node that lead to pods: the protocol's number and the port.
     host_ports: Mutex<BTreeSet<(u8, u16)>>,
     problems: Mutex<Vec<String>>,
 }
 
 impl Shared {
+    fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self {
+            ending: AtomicBool::default(),
+            asked: Arc::new(EventFd::from_value_and_flags(0, flags)?),
+            members: Mutex::default(),
+            report: Mutex::default(),
+            host_ports: Mutex::default(),
+            problems: Mutex::default(),
+        })
+    }
+
+    fn wake(&self) {
+        // Only fails when the counter is full, and then the thread is awake.
+        let _ = self.asked.write(1);
+    }
+
+    fn members(&self) -> MutexGuard<'_, Option<Arc<Members>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self) -> MutexGuard<'_, NetworkReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn host_ports(&self) -> MutexGuard<'_, BTreeSet<(u8, u16)>> {
         self.host_ports
             .lock()
@@ -77,16 +118,13 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Makes the tap and the filters and tells the appliance of the other nodes. The tap is for the trunk's link 1.
-    /// `cluster`: the ranges of all pods and Services.
+    /// Makes the tap and the filters and tells the appliance of the other nodes. The tap is for the trunk's link 1. With a
+    /// source `control` is held until [`Self::follow`] has brought the cluster's nodes.
     ///
     /// # Errors
     /// The step that failed; what was made before is taken back.
-    pub fn start(
-        config: &UplinkConfig,
-        cluster: Vec<Prefix>,
-        control: &Control,
-    ) -> Result<(Self, File), UplinkError> {
+    pub fn start(ground: &Ground, control: &Control) -> Result<(Self, File), UplinkError> {
+        let config = &ground.config;
         let failed = |step| {
             let interface = config.interface.clone();
             move |source| UplinkError {
@@ -96,7 +134,9 @@ impl Uplink {
             }
         };
         let mut netlink = Netlink::open().map_err(failed("open netlink"))?;
-        let changes = Changes::listen().map_err(failed("listen for changes"))?;
+        let shared = Arc::new(Shared::new().map_err(failed("share what is known"))?);
+        let changes =
+            Changes::listen(shared.asked.clone()).map_err(failed("listen for changes"))?;
         let card = netlink
             .interface(&config.interface)
             .and_then(|card| card.ok_or_else(|| io::ErrorKind::NotFound.into()))
@@ -129,10 +169,14 @@ impl Uplink {
             .map_err(failed("redirect the tap to the card"))?;
         let reserved = Reserved::keep(config.snat_ports)
             .map_err(failed("keep the host's programs off the pods' ports"))?;
-        let shared = Arc::<Shared>::default();
-        let follower = rows::Follower::new(config.clone(), cluster);
+        let holds = ground.has_source;
+        if holds {
+            control.hold();
+        }
+        let follower = rows::Follower::new(ground);
         let asked = follower.asked();
-        let mut following = Following::new(follower, netlink, (card.index, index), shared.clone());
+        let places = (card.index, index);
+        let mut following = Following::new(follower, netlink, places, shared.clone(), holds);
         let began = following.begin(control);
         let uplink = Self {
             interface: config.interface.clone(),
@@ -169,6 +213,21 @@ impl Uplink {
     /// The ports of the node that lead to pods, by the protocol's number; besides those of Services.
     pub fn set_host_ports(&self, ports: BTreeSet<(u8, u16)>) {
         *self.shared.host_ports() = ports;
+        self.shared.wake();
+    }
+
+    /// Has the other nodes be those of the cluster, besides those of the configuration.
+    pub fn follow(&self, cluster: &Cluster) {
+        let shared = self.shared.clone();
+        cluster.follow_nodes(Box::new(move |members| {
+            *shared.members() = Some(members.clone());
+            shared.wake();
+        }));
+    }
+
+    /// This node's end of the tunnel, and all other nodes.
+    pub fn report(&self) -> NetworkReport {
+        self.shared.report().clone()
     }
 
     /// What is not as it should be, one sentence each.
@@ -179,6 +238,7 @@ impl Uplink {
     /// Gives the card back to the host. The tap goes with its last descriptor.
     pub fn stop(&mut self) {
         self.shared.ending.store(true, Ordering::Release);
+        self.shared.wake();
         if let Some(thread) = self.follower.take() {
             // It has nothing to say.
             let _ = thread.join();

@@ -3,26 +3,45 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use sluice_contract::overlay::{OverlayRow, PeerId, PeerRow, RemoteRow, TunnelRow};
 use sluice_contract::row::{LinkRow, RouteRow};
 use sluice_contract::service::{AddressRole, AddressRow, ServiceRow};
-use sluice_contract::{Identity, Key, LinkId, Prefix, Row, limits};
+use sluice_contract::{Identity, Key, LinkId, Mac, Prefix, Row, limits};
+use sluice_model::compile::Members;
 
-use super::config::{PeerConfig, UplinkConfig, parse_prefix};
+use super::config::{Direct, UplinkConfig, parse_prefix};
 use super::filter::Claims;
+use super::flannel;
+use super::members::{Enroller, Origin, Peer, Roster, Unused, Way};
 use super::mirror::{self, Route, TableRow};
 use super::neighbors::{Asked, Hops, Present};
-use crate::config::parse_mac;
+use super::numbers::Numbers;
+use super::report::{
+    NetworkReport, ORIGIN_CLUSTER, ORIGIN_CONFIGURATION, PeerReport, TunnelReport,
+};
 use crate::wiring::netlink::{Interface, Netlink};
 
 /// Makes the rows again and again, and keeps what must not change meanwhile.
 #[derive(Debug)]
 pub(super) struct Follower {
-    config: UplinkConfig,
-    /// The ranges of all pods and Services.
-    cluster: Vec<Prefix>,
+    ground: Ground,
+    enroller: Enroller,
     hops: Hops,
+    numbers: Numbers,
+}
+
+/// What the operator says.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    pub config: UplinkConfig,
+    /// The ranges of all pods and Services.
+    pub cluster: Vec<Prefix>,
+    /// This node's name in the cluster.
+    pub node: String,
+    /// Nodes of the cluster are told of; what their addresses mean is said elsewhere.
+    pub has_source: bool,
 }
 
 /// One look at the host.
@@ -31,16 +50,21 @@ pub(super) struct Look {
     pub(super) rows: BTreeMap<Key, Row>,
     pub(super) claims: Claims,
     pub(super) card: Interface,
+    /// The addresses of all peers.
+    pub(super) peers: BTreeSet<IpAddr>,
     /// What is not as it should be, one sentence each.
     pub(super) problems: Vec<String>,
+    pub(super) report: NetworkReport,
 }
 
 impl Follower {
-    pub(super) fn new(config: UplinkConfig, cluster: Vec<Prefix>) -> Self {
+    pub(super) fn new(ground: &Ground) -> Self {
+        let (config, cluster) = (ground.config.clone(), ground.cluster.clone());
         Self {
-            config,
-            cluster,
+            enroller: Enroller::new(config, cluster, ground.node.clone()),
+            ground: ground.clone(),
             hops: Hops::default(),
+            numbers: Numbers::default(),
         }
     }
 
@@ -49,31 +73,54 @@ impl Follower {
         self.hops.asked.clone()
     }
 
+    /// What was looked at is on its way as `revision`.
+    pub(super) fn settle(&mut self, look: &Look, revision: u64, is_in_force: impl Fn(u64) -> bool) {
+        self.numbers.settle(&look.peers, revision, is_in_force);
+    }
+
     /// Everything of the uplink, as of now.
     pub(super) fn look(
         &mut self,
         netlink: &mut Netlink,
         host_ports: &BTreeSet<(u8, u16)>,
+        members: Option<&Arc<Members>>,
     ) -> io::Result<Look> {
+        let config = &self.ground.config;
         let card = netlink
-            .interface(&self.config.interface)?
+            .interface(&config.interface)?
             .ok_or(io::ErrorKind::NotFound)?;
-        let addresses = if self.config.addresses.is_empty() {
-            own_addresses(netlink, &card)?
+        let addresses = if config.addresses.is_empty() {
+            own_addresses(netlink, &card, members)?
         } else {
-            self.config.addresses.clone()
+            config.addresses.clone()
         };
+        let roster = self.enroller.roster(&addresses, members);
+        let tunnel = tunnel(config, roster.mac.unwrap_or(card.mac), &addresses);
         let neighbors = mirror::neighbors(netlink, card.index)?;
         let table = mirror::table(netlink)?;
         let mut problems = Vec::new();
-        let mut rows = vec![link(&card), tunnel(&self.config, &card, &addresses)];
+        let mut rows = vec![link(&card), Row::Overlay(OverlayRow::Tunnel(tunnel))];
         let mut present = self.hops.present(neighbors);
-        for (number, peer) in (0u16..).zip(&self.config.peers) {
-            match peer_rows(netlink, &card, PeerId(number), peer, &mut present) {
-                Ok(of_peer) => rows.extend(of_peer),
-                Err(why) => problems.push(format!("Peer {}: {why}", peer.address)),
+        let mut reports = Vec::new();
+        for peer in &roster.peers {
+            let mut report = described(peer);
+            let number = self.numbers.of(peer.address);
+            let found = number.ok_or_else(|| "there are no more numbers for peers".into());
+            match found.and_then(|id| peer_row(netlink, &card, id, peer, &mut present)) {
+                Ok(row) => {
+                    rows.extend(peer_rows(&row, peer, self.ground.has_source));
+                    reached(&mut report, &row, &tunnel);
+                }
+                Err(why) => {
+                    if peer.origin == Origin::Configuration {
+                        problems.push(format!("Peer {}: {why}", peer.address));
+                    }
+                    report.problem = Some(why);
+                }
             }
+            reports.push(report);
         }
+        reports.extend(roster.unused.iter().map(not_used));
         rows.extend(routes(&table, &card, &mut present, &mut problems));
         let (hops, doubtful) = present.finish();
         for address in doubtful {
@@ -86,27 +133,55 @@ impl Follower {
         );
         Ok(Look {
             rows: rows.into_iter().map(|row| (row.key(), row)).collect(),
-            claims: self.claims(addresses, host_ports),
+            claims: self.claims(addresses.clone(), &roster, host_ports),
+            peers: roster.peers.iter().map(|peer| peer.address).collect(),
+            report: NetworkReport {
+                node: self.ground.node.clone(),
+                interface: config.interface.clone(),
+                mtu: card.mtu,
+                addresses,
+                pods: roster.pods.iter().map(ToString::to_string).collect(),
+                tunnel: TunnelReport {
+                    protocol: tunnel.protocol.word().into(),
+                    port: tunnel.port,
+                    vni: tunnel.vni,
+                    mac: tunnel.mac.to_string(),
+                },
+                annotations: flannel::of_tunnel(
+                    &tunnel,
+                    config.direct == Direct::Always,
+                    roster.pods.iter().any(|range| range.address().is_ipv6()),
+                ),
+                wrong: roster.own,
+                peers: reports,
+            },
             card,
             problems,
         })
     }
 
-    fn claims(&self, node: Vec<IpAddr>, host_ports: &BTreeSet<(u8, u16)>) -> Claims {
-        let config = &self.config;
+    fn claims(
+        &self,
+        node: Vec<IpAddr>,
+        roster: &Roster,
+        host_ports: &BTreeSet<(u8, u16)>,
+    ) -> Claims {
+        let config = &self.ground.config;
         let prefixes = |texts: &[String]| texts.iter().filter_map(|t| parse_prefix(t)).collect();
-        let some_direct = config.peers.iter().any(|peer| peer.direct);
+        // A node that moves to this one's subnet sends without a tunnel before this one has heard of it.
+        let is_direct = |peer: &Peer| peer.way == Way::Direct;
+        let some_direct = config.direct != Direct::Never || roster.peers.iter().any(is_direct);
         Claims {
             protocol: config.tunnel.protocol.into(),
             port: config.tunnel.port,
             node,
             direct: if some_direct {
-                prefixes(&config.pods)
+                roster.pods.clone()
             } else {
                 Vec::new()
             },
             cluster: if some_direct {
-                self.cluster.clone()
+                self.ground.cluster.clone()
             } else {
                 Vec::new()
             },
@@ -118,23 +193,36 @@ impl Follower {
     }
 }
 
-fn own_addresses(netlink: &mut Netlink, card: &Interface) -> io::Result<Vec<IpAddr>> {
+/// The card's addresses. Other nodes know those of this node's object: they come first.
+fn own_addresses(
+    netlink: &mut Netlink,
+    card: &Interface,
+    members: Option<&Arc<Members>>,
+) -> io::Result<Vec<IpAddr>> {
     let mut all = netlink.addresses(card.index)?;
     all.retain(|address| match address {
         IpAddr::V4(v4) => !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_unicast_link_local(),
     });
+    let own = members.and_then(|it| it.own.as_ref());
+    let known = own.map_or(&[][..], |it| &it.addresses);
+    all.sort_by_key(|address| {
+        known
+            .iter()
+            .position(|it| it == address)
+            .unwrap_or(known.len())
+    });
     Ok(all)
 }
 
-/// The rows of a peer, or why it cannot be reached.
-fn peer_rows(
+/// How a peer is reached, or why it cannot be.
+fn peer_row(
     netlink: &mut Netlink,
     card: &Interface,
     id: PeerId,
-    peer: &PeerConfig,
+    peer: &Peer,
     present: &mut Present<'_>,
-) -> Result<Vec<Row>, String> {
+) -> Result<PeerRow, String> {
     let route = mirror::route(netlink, peer.address).map_err(|e| format!("no route: {e}"))?;
     if route.interface != card.index {
         return Err(
@@ -142,27 +230,81 @@ fn peer_rows(
                 .into(),
         );
     }
-    let row = PeerRow {
+    Ok(PeerRow {
         id,
         address: peer.address,
-        mac: parse_mac(&peer.mac).unwrap_or_default(),
+        mac: peer.mac,
         next_hop: present.need(route.next_hop),
         mtu: path_mtu(card, &route),
-        direct: peer.direct,
-    };
-    let mut rows = vec![Row::Overlay(OverlayRow::Peer(row))];
+        direct: match peer.way {
+            Way::Tunnel => false,
+            Way::Direct => true,
+            Way::DirectOnLink => route.next_hop == peer.address,
+        },
+    })
+}
+
+/// The rows of a peer that is reached. `has_source`: the cluster's model says which addresses are nodes'.
+fn peer_rows(row: &PeerRow, peer: &Peer, has_source: bool) -> Vec<Row> {
+    let mut rows = vec![Row::Overlay(OverlayRow::Peer(*row))];
     let own = || std::iter::once(&peer.address).chain(&peer.node_addresses);
-    rows.extend(own().map(|address| {
-        Row::Service(ServiceRow::Address(AddressRow {
-            address: *address,
-            role: AddressRole::Peer,
-        }))
-    }));
+    if !has_source {
+        rows.extend(own().map(|address| {
+            Row::Service(ServiceRow::Address(AddressRow {
+                address: *address,
+                role: AddressRole::Peer,
+            }))
+        }));
+    }
     let alone = |address: &IpAddr| Prefix::new(*address, if address.is_ipv4() { 32 } else { 128 });
-    let ranges = peer.pods.iter().filter_map(|range| parse_prefix(range));
-    let remote = |prefix| Row::Overlay(OverlayRow::Remote(RemoteRow { prefix, peer: id }));
+    let (ranges, peer) = (peer.pods.iter().copied(), row.id);
+    let remote = |prefix| Row::Overlay(OverlayRow::Remote(RemoteRow { prefix, peer }));
     rows.extend(ranges.chain(own().filter_map(alone)).map(remote));
-    Ok(rows)
+    rows
+}
+
+fn described(peer: &Peer) -> PeerReport {
+    PeerReport {
+        name: peer.name.to_string(),
+        origin: match peer.origin {
+            Origin::Configuration => ORIGIN_CONFIGURATION.into(),
+            Origin::Cluster => ORIGIN_CLUSTER.into(),
+        },
+        address: Some(peer.address),
+        node_addresses: peer.node_addresses.clone(),
+        pods: peer.pods.iter().map(ToString::to_string).collect(),
+        way: None,
+        mac: Some(peer.mac.to_string()),
+        mtu: None,
+        problem: None,
+    }
+}
+
+fn reached(report: &mut PeerReport, row: &PeerRow, tunnel: &TunnelRow) {
+    let (way, overhead) = if row.direct {
+        ("direct", 0)
+    } else {
+        (
+            tunnel.protocol.word(),
+            tunnel.protocol.overhead(row.address.is_ipv6()),
+        )
+    };
+    report.way = Some(way.into());
+    report.mtu = Some(row.mtu.saturating_sub(overhead));
+}
+
+fn not_used(unused: &Unused) -> PeerReport {
+    PeerReport {
+        name: unused.name.to_string(),
+        origin: ORIGIN_CLUSTER.into(),
+        address: None,
+        node_addresses: Vec::new(),
+        pods: Vec::new(),
+        way: None,
+        mac: None,
+        mtu: None,
+        problem: Some(unused.reason.clone()),
+    }
 }
 
 /// The host's routes by the card.
@@ -204,7 +346,7 @@ fn is_routed(range: Prefix) -> bool {
     }
 }
 
-fn tunnel(config: &UplinkConfig, card: &Interface, addresses: &[IpAddr]) -> Row {
+fn tunnel(config: &UplinkConfig, mac: Mac, addresses: &[IpAddr]) -> TunnelRow {
     let tunnel = &config.tunnel;
     let own = |v6: bool| addresses.iter().find(|a| a.is_ipv6() == v6).copied();
     let source4 = own(false).and_then(|a| match a {
@@ -215,21 +357,17 @@ fn tunnel(config: &UplinkConfig, card: &Interface, addresses: &[IpAddr]) -> Row 
         IpAddr::V6(v6) => Some::<Ipv6Addr>(v6),
         IpAddr::V4(_) => None,
     });
-    Row::Overlay(OverlayRow::Tunnel(TunnelRow {
+    TunnelRow {
         protocol: tunnel.protocol.into(),
         port: tunnel.port,
         vni: tunnel.vni,
-        mac: tunnel
-            .mac
-            .as_deref()
-            .and_then(parse_mac)
-            .unwrap_or(card.mac),
+        mac,
         source4,
         source6,
         zero_checksum6: tunnel.zero_checksum6,
         copy_dscp: tunnel.copy_dscp,
         clamp_mss: tunnel.clamp_mss,
-    }))
+    }
 }
 
 fn link(card: &Interface) -> Row {

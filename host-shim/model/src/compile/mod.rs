@@ -33,7 +33,7 @@ use crate::store::{Event, Store};
 
 pub use default_deny::DefaultDeny;
 pub use identity::{Displaced, Group, Identities};
-pub use route::Peer;
+pub use route::{Member, Members};
 pub use rules::{RuleName, RuleNames, TierName};
 pub(crate) use service::endpoints_of;
 
@@ -56,6 +56,8 @@ pub struct Config {
     pub undescribed: Undescribed,
     /// Addresses of this node, besides those that its object names.
     pub node_addresses: Vec<IpAddr>,
+    /// Addresses of other nodes, besides those that objects name.
+    pub peer_addresses: Vec<IpAddr>,
     /// Which sets of backends are spread by Maglev.
     pub maglev: Maglev,
     /// How the node translates; unless given, to its own addresses in the usual way.
@@ -98,6 +100,7 @@ impl Default for Config {
             endpoints_from_selectors: false,
             undescribed: Undescribed::Unlabelled,
             node_addresses: Vec::new(),
+            peer_addresses: Vec::new(),
             maglev: Maglev::External,
             nat: None,
             nat_ports: None,
@@ -155,6 +158,7 @@ pub struct Model {
     policy: policy::Engine,
     services: service::Engine,
     tables: Tables,
+    nodes_changed: bool,
 }
 
 impl Model {
@@ -175,13 +179,12 @@ impl Model {
             policy: policy::Engine::new(config.undescribed, displaced),
             services: service::Engine::default(),
             tables,
+            nodes_changed: true,
         };
         if let Some(default) = &config.default_deny {
             model.store.put_own(default_deny::policy(default));
         }
-        model
-            .services
-            .declare(&config.node_addresses, &mut model.tables);
+        model.services.declare(config, &mut model.tables);
         model.translate();
         model
     }
@@ -224,6 +227,7 @@ impl Model {
         };
         self.services
             .update(ground, &changes, &touched, &mut self.tables);
+        self.nodes_changed |= !changes.nodes.is_empty();
         if changes.nodes.contains(&self.config.node) {
             self.translate();
         }
@@ -295,9 +299,10 @@ impl Model {
         self.policy.identities()
     }
 
-    /// What the other nodes are reached by.
-    pub fn peers(&self) -> Vec<Peer> {
-        route::peers(&self.store, &self.config.node)
+    /// All nodes, if one of them has changed since this was asked last, and at the first time.
+    pub fn take_members(&mut self) -> Option<Members> {
+        let changed = std::mem::take(&mut self.nodes_changed);
+        changed.then(|| route::members(&self.store, &self.config.node))
     }
 
     /// Node ports on which health checks are answered: the Service, and how many ready endpoints it has here.

@@ -55,15 +55,19 @@ pub(crate) struct Ground<'a> {
 }
 
 impl Engine {
-    /// Addresses that are this node's, whatever its object says.
-    pub(crate) fn declare(&mut self, addresses: &[IpAddr], tables: &mut Tables) {
-        let role = AddressRole::Node;
-        let rows = addresses.iter().map(|address| {
-            let address = *address;
-            ServiceRow::Address(AddressRow { address, role })
-        });
+    /// Addresses that are this node's or other nodes', whatever objects say.
+    pub(crate) fn declare(&mut self, config: &Config, tables: &mut Tables) {
+        let of = |addresses: &[IpAddr], role| -> Vec<ServiceRow> {
+            let row = |address: &IpAddr| AddressRow {
+                address: *address,
+                role,
+            };
+            addresses.iter().map(row).map(ServiceRow::Address).collect()
+        };
+        let mut rows = of(&config.node_addresses, AddressRole::Node);
+        rows.extend(of(&config.peer_addresses, AddressRole::Peer));
         // No object has this name.
-        self.publish(&Name::new("", ""), rows.collect(), tables);
+        self.publish(&Name::new("", ""), rows, tables);
     }
 
     pub(crate) fn update(

@@ -1,0 +1,144 @@
+//! The other nodes, and what they must know of this one.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use sluice_host::api::{self, Request};
+use sluice_host::uplink::report::{NetworkReport, PeerReport};
+
+use crate::cluster::Failure;
+use crate::{Output, table};
+
+/// The other nodes: where they are known from, how they are reached, and why they are not.
+pub(crate) fn peers(socket: &Path, output: Output) -> Result<ExitCode, Failure> {
+    let network = ask(socket)?;
+    let text = match output {
+        Output::Json => pretty(&network.peers)?,
+        Output::Text => peers_table(&network.peers),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// This node as a manifest: what others are to be told of it.
+pub(crate) fn node(socket: &Path, output: Output) -> Result<ExitCode, Failure> {
+    let node = manifest(&ask(socket)?);
+    let text = match output {
+        Output::Json => pretty(&node)?,
+        Output::Text => serde_yaml_ng::to_string(&node).map_err(io::Error::other)?,
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask(socket: &Path) -> Result<NetworkReport, Failure> {
+    let mut status: Value = api::ask(socket, &Request::Status)?;
+    let network = status.get_mut("network").map(Value::take);
+    let network = network.ok_or_else(|| io::Error::other("the node has no uplink"))?;
+    Ok(serde_json::from_value(network).map_err(io::Error::from)?)
+}
+
+fn pretty(value: &impl serde::Serialize) -> io::Result<String> {
+    let value = serde_json::to_value(value).map_err(io::Error::from)?;
+    Ok(format!("{value:#}\n"))
+}
+
+fn manifest(network: &NetworkReport) -> Value {
+    let address = |address| json!({"type": "InternalIP", "address": address});
+    let addresses: Vec<Value> = network.addresses.iter().map(address).collect();
+    let mut spec = json!({"podCIDRs": network.pods});
+    if let Some(first) = network.pods.first() {
+        spec["podCIDR"] = first.as_str().into();
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": network.node, "annotations": network.annotations},
+        "spec": spec,
+        "status": {"addresses": addresses},
+    })
+}
+
+/// What the status says of it, as lines with their names.
+pub(crate) fn status_lines(network: &NetworkReport) -> Vec<(&'static str, String)> {
+    let tunnel = &network.tunnel;
+    let mut lines = vec![(
+        "tunnel",
+        format!(
+            "{} port {} vni {} mac {}, {} with MTU {}",
+            tunnel.protocol, tunnel.port, tunnel.vni, tunnel.mac, network.interface, network.mtu
+        ),
+    )];
+    let from = |origin: &str| {
+        let used = |it: &&PeerReport| it.origin == origin && it.problem.is_none();
+        network.peers.iter().filter(used).count()
+    };
+    let unused = network.peers.iter().filter(|it| it.problem.is_some());
+    lines.push((
+        "peers",
+        format!(
+            "{} of the cluster, {} of the configuration, {} not reached (`sluice peers`)",
+            from(sluice_host::uplink::report::ORIGIN_CLUSTER),
+            from(sluice_host::uplink::report::ORIGIN_CONFIGURATION),
+            unused.clone().count(),
+        ),
+    ));
+    let own = network.wrong.as_ref().map(|why| (&network.node, why));
+    let others = unused.filter_map(|it| Some((&it.name, it.problem.as_ref()?)));
+    for (name, why) in own.into_iter().chain(others).take(SHOWN) {
+        lines.push(("", format!("! node {name}: {why}")));
+    }
+    lines
+}
+
+/// Nodes that cannot be used, in the status; `sluice peers` has all.
+const SHOWN: usize = 10;
+
+fn peers_table(peers: &[PeerReport]) -> String {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let row = |it: &PeerReport| {
+        [
+            it.name.clone(),
+            it.origin.clone(),
+            or_dash(it.address.map(|address| address.to_string())),
+            or_dash(it.way.clone()),
+            or_dash(it.mac.clone()),
+            or_dash(it.mtu.map(|mtu| mtu.to_string())),
+            or_dash(Some(it.pods.join(",")).filter(|pods| !pods.is_empty())),
+            it.problem.clone().unwrap_or_else(|| "used".into()),
+        ]
+    };
+    let head = [
+        "NODE", "FROM", "ADDRESS", "WAY", "MAC", "MTU", "PODS", "STATE",
+    ];
+    table(head, &peers.iter().map(row).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_model::source::dir;
+
+    #[test]
+    fn o03_this_node_as_a_manifest_is_read_without_a_finding() {
+        let network = NetworkReport {
+            node: "here".into(),
+            addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            pods: vec!["10.244.1.0/24".into(), "fd00:244:0:1::/64".into()],
+            annotations: [("sluice.dev/tunnel-mac".into(), "02:00:00:00:00:01".into())].into(),
+            ..NetworkReport::default()
+        };
+        let directory = std::env::temp_dir().join(format!("sluice-node-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let text = serde_yaml_ng::to_string(&manifest(&network)).unwrap();
+        std::fs::write(directory.join("here.yaml"), text).unwrap();
+        let report = dir::validate(&directory).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(report.findings, []);
+        let node = report.store.node("here").unwrap();
+        assert_eq!((node.addresses.len(), node.pod_cidrs.len()), (2, 2));
+        assert_eq!(node.annotations, network.annotations);
+    }
+}
