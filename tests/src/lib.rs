@@ -13,6 +13,7 @@
 //! * [`cluster`]: several nodes of ours and the outside, [`cluster_objects`]: what they follow; [`cluster_claims`],
 //!   [`cluster_services`], [`cluster_frames`]: what they must show; [`cluster_trouble`]: what befalls them; [`capture`]: who judges it.
 //! * [`membership`]: nodes that know each other from Node objects.
+//! * [`flannel`]: a node of the kernel's that is driven by Node annotations.
 //! * [`qemu`]: the image alone under QEMU.
 //! * [`bridge`], [`mod@bench`], [`cpu`]: the same pods over the kernel, and what both cost.
 //! * [`snapshot`]: what the machine looks like, before and after.
@@ -30,6 +31,7 @@ pub mod cluster_trouble;
 pub mod cni;
 pub mod command;
 pub mod cpu;
+pub mod flannel;
 pub mod lab;
 pub mod load;
 pub mod membership;
