@@ -125,9 +125,10 @@ pub struct Config {
     /// How pods are wired unless they say otherwise.
     #[serde(default)]
     pub wiring: Mode,
-    /// The MTU of pods unless they say otherwise.
-    #[serde(default = "mtu")]
-    pub mtu: u16,
+    /// The MTU of pods unless they say otherwise. Unless given: the uplink's less what the tunnel adds, as of when a pod is
+    /// linked; 1500 without an uplink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
     /// Longest time in microseconds that the trunk polls before it sleeps.
     #[serde(default = "poll_us")]
     pub poll_us: u32,
@@ -204,10 +205,6 @@ fn memory_mib() -> u32 {
     64
 }
 
-fn mtu() -> u16 {
-    1500
-}
-
 fn node_name() -> String {
     let name = nix::unistd::gethostname().unwrap_or_default();
     name.to_string_lossy().to_lowercase()
@@ -235,9 +232,9 @@ pub enum ConfigError {
 }
 
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
-const MTU_MIN: u16 = 1280;
+pub const MTU_MIN: u16 = 1280;
 /// Largest MTU of a tap.
-const MTU_MAX: u16 = 65_521;
+pub const MTU_MAX: u16 = 65_521;
 /// Longest interface name (IFNAMSIZ without the end).
 const NAME_MAX: usize = 15;
 
@@ -281,11 +278,11 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let refuse = |field, reason: String| Err(ConfigError::Field { field, reason });
-        if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
-            return refuse(
-                "mtu",
-                format!("{} is not within {MTU_MIN}..={MTU_MAX}", self.mtu),
-            );
+        if let Some(mtu) = self.mtu
+            && !(MTU_MIN..=MTU_MAX).contains(&mtu)
+        {
+            let reason = format!("{mtu} is not within {MTU_MIN}..={MTU_MAX}");
+            return refuse("mtu", reason);
         }
         if !(16..=65_536).contains(&self.memory_mib) {
             return refuse(
@@ -337,6 +334,9 @@ impl Config {
         }
         Ok(())
     }
+
+    /// The MTU of pods that nothing else decides.
+    pub const PLAIN_MTU: u16 = 1500;
 
     /// The longest poll of the trunk.
     pub fn polling(&self) -> Duration {
@@ -430,7 +430,7 @@ mod tests {
             (config.isolation, config.wiring),
             (Isolation::Auto, Mode::Veth)
         );
-        assert_eq!((config.mtu, config.memory_mib), (1500, 64));
+        assert_eq!((config.mtu, config.memory_mib), (None, 64));
         assert_eq!(config.on_stop, OnStop::TearDown);
     }
 

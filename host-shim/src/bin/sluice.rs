@@ -344,6 +344,7 @@ fn status(answer: &Value) -> io::Result<String> {
             line(name, value);
         }
     }
+    line("pod mtu", at("/pod_mtu"));
     line(
         "started",
         format!(

@@ -53,7 +53,7 @@ impl CniNode for Host {
         Defaults {
             subnets,
             pools: config.cni.pools.clone(),
-            mtu: config.mtu,
+            mtu: self.0.pod_mtu(),
             wiring: match config.wiring {
                 Mode::Veth => Wiring::Veth,
                 Mode::Tap => Wiring::Tap,

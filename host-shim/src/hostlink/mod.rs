@@ -112,6 +112,21 @@ pub(crate) fn make(
     Ok((tap, row(config, mtu), ports))
 }
 
+/// Has the tap take packets of another size; the row by which the appliance knows it.
+///
+/// # Errors
+/// As the kernel says.
+pub fn change_mtu(netlink: &mut Netlink, config: &HostLinkConfig, mtu: u16) -> io::Result<Row> {
+    let index = netlink.index(TAP)?;
+    let change = Change {
+        mtu: Some(mtu),
+        ..Change::default()
+    };
+    netlink.change(index, &change)?;
+    tracing::info!(tap = TAP, mtu, "the host link takes other packets");
+    Ok(row(config, mtu))
+}
+
 fn row(config: &HostLinkConfig, mtu: u16) -> Row {
     Row::Link(LinkRow {
         id: LinkId::HOST,

@@ -161,8 +161,9 @@ impl Node {
         };
         let linked = node
             .restore(saved)
-            .and_then(|()| node.link_configured())
-            .and_then(|()| node.link_ways());
+            // What the uplink is like decides the MTU of pods.
+            .and_then(|()| node.link_ways())
+            .and_then(|()| node.link_configured());
         let served = linked.and_then(|()| {
             node.control
                 .serve(channel)
@@ -270,6 +271,7 @@ impl Node {
         for link in &links {
             self.put_link(link);
         }
+        self.host_ports_changed();
         Ok(())
     }
 
@@ -375,7 +377,7 @@ impl Node {
     }
 
     fn make(&self, pod: PodConfig, from_config: bool) -> Result<Link, NodeError> {
-        let defaults = (self.config.wiring, self.config.mtu);
+        let defaults = (self.config.wiring, self.pod_mtu());
         let link = self.links().plan(pod, defaults, from_config)?;
         let made = {
             let _inside = Gate::enter(&self.wiring);

@@ -41,6 +41,8 @@ pub struct Status {
     /// This node's end of the tunnel and all other nodes; absent when the configuration names no uplink.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkReport>,
+    /// The MTU of a pod that is linked now.
+    pub pod_mtu: u16,
     pub start: StartTimes,
     pub links: Vec<LinkReport>,
     /// The way to other nodes and to the outside, if there is one.
@@ -190,6 +192,7 @@ impl Node {
             problems,
             uptime_ms: self.started.elapsed().as_millis() as u64,
             network: self.network_report(),
+            pod_mtu: self.pod_mtu(),
             start: self.start_times(),
             links: self.link_reports(),
             uplink: self.way_report(LinkId::UPLINK),

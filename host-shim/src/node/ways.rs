@@ -12,6 +12,7 @@ use sluice_contract::LinkId;
 use super::ports;
 use super::report::CarriedReport;
 use super::{Node, NodeError};
+use crate::config::Config;
 use crate::hostlink;
 use crate::hostlink::config::HostLinkConfig;
 use crate::hostlink::{LocalPort, LocalPorts};
@@ -64,6 +65,12 @@ impl Node {
                 cluster,
                 node: self.config.node_name.clone(),
                 has_source: self.cluster.is_some(),
+                // One that is told its MTU keeps it.
+                host_link: self
+                    .config
+                    .host_link
+                    .clone()
+                    .filter(|_| self.config.mtu.is_none()),
             };
             let (uplink, tap) = Uplink::start(&ground, &self.control)?;
             if let Some(cluster) = &self.cluster {
@@ -73,13 +80,19 @@ impl Node {
             self.add_way(LinkId::UPLINK, crate::uplink::TAP, tap)?;
         }
         if let Some(config) = &self.config.host_link {
-            let (tap, row, ports) = hostlink::make(config, self.config.mtu)?;
+            let (tap, row, ports) = hostlink::make(config, self.pod_mtu())?;
             self.control.put([row]);
             self.ways().local_ports = Some(ports);
             self.add_way(LinkId::HOST, hostlink::TAP, tap)?;
         }
-        self.host_ports_changed();
         Ok(())
+    }
+
+    /// The MTU of a pod that is linked now and says nothing else.
+    pub fn pod_mtu(&self) -> u16 {
+        let uplink = || self.ways().uplink.as_ref().map(Uplink::pod_mtu);
+        let mtu = self.config.mtu.or_else(uplink);
+        mtu.unwrap_or(Config::PLAIN_MTU)
     }
 
     /// Gives the host back what is its own.

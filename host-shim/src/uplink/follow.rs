@@ -14,6 +14,7 @@ use super::mirror::Changes;
 use super::report::{NetworkReport, ORIGIN_CLUSTER};
 use super::rows::{Follower, Look};
 use crate::control::Control;
+use crate::hostlink;
 use crate::wiring::netlink::{Change, Netlink};
 
 /// The longest time in which a change is noticed that the kernel does not tell of.
@@ -36,6 +37,8 @@ pub(super) struct Following {
     /// Which of the card's two sets of filters is in use.
     filters: usize,
     mtu: u16,
+    /// What is left of it for pods.
+    pod_mtu: u16,
     /// The control channel is held until the nodes of the cluster are known and their rows put.
     holds: bool,
 }
@@ -58,6 +61,7 @@ impl Following {
             claims: None,
             filters: 0,
             mtu: 0,
+            pod_mtu: 0,
             holds,
         }
     }
@@ -114,6 +118,7 @@ impl Following {
             self.filter(&look.claims)?;
             self.claims = Some(look.claims);
         }
+        self.host_link(look.report.pod_mtu, control)?;
         self.report(look.report);
         self.tell(look.problems);
         Ok(())
@@ -165,6 +170,20 @@ impl Following {
         }
         self.netlink.unredirect_set(self.card, self.filters)?;
         self.filters = next;
+        Ok(())
+    }
+
+    /// The host link takes what pods take. It is made with the first MTU, after the first look.
+    fn host_link(&mut self, pod_mtu: u16, control: &Control) -> io::Result<()> {
+        let former = self.pod_mtu;
+        if former != 0
+            && former != pod_mtu
+            && let Some(config) = self.follower.host_link()
+        {
+            let row = hostlink::change_mtu(&mut self.netlink, config, pod_mtu)?;
+            control.put([row]);
+        }
+        self.pod_mtu = pod_mtu;
         Ok(())
     }
 

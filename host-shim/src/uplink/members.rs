@@ -65,6 +65,8 @@ pub(super) struct Roster {
     pub(super) mac: Option<Mac>,
     /// This node's pods.
     pub(super) pods: Vec<Prefix>,
+    /// This node and another may have an end of the tunnel in each family.
+    pub(super) two_ends: bool,
     /// What is wrong with what is said of this node.
     pub(super) own: Option<String>,
 }
@@ -158,6 +160,7 @@ impl Enroller {
             own,
             two_ends: lease.ok().flatten().is_some_and(|it| it.v6.mac.is_some()),
         };
+        roster.two_ends = ground.two_ends;
         let mut taken = Taken::default();
         for peer in &self.config.peers {
             let own: Vec<IpAddr> = peer.own_addresses().collect();

@@ -11,6 +11,7 @@ mod flannel;
 mod follow;
 mod members;
 mod mirror;
+mod mtu;
 mod neighbors;
 mod numbers;
 pub mod ports;
@@ -223,6 +224,11 @@ impl Uplink {
             *shared.members() = Some(members.clone());
             shared.wake();
         }));
+    }
+
+    /// The MTU of pods that are linked now: what the card takes less what the tunnel adds.
+    pub fn pod_mtu(&self) -> u16 {
+        self.shared.report().pod_mtu
     }
 
     /// This node's end of the tunnel, and all other nodes.

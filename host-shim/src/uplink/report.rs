@@ -18,6 +18,8 @@ pub struct NetworkReport {
     /// The network card and its MTU.
     pub interface: String,
     pub mtu: u16,
+    /// What is left of it for pods.
+    pub pod_mtu: u16,
     /// Its addresses there; the first of each family is the source of what is sent to other nodes.
     pub addresses: Vec<IpAddr>,
     /// This node's pods, as far as they are known.

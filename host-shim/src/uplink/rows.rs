@@ -16,11 +16,14 @@ use super::filter::Claims;
 use super::flannel;
 use super::members::{Enroller, Origin, Peer, Roster, Unused, Way};
 use super::mirror::{self, Route, TableRow};
+use super::mtu;
 use super::neighbors::{Asked, Hops, Present};
 use super::numbers::Numbers;
 use super::report::{
     NetworkReport, ORIGIN_CLUSTER, ORIGIN_CONFIGURATION, PeerReport, TunnelReport,
 };
+use crate::config::MTU_MIN;
+use crate::hostlink::config::HostLinkConfig;
 use crate::wiring::netlink::{Interface, Netlink};
 
 /// Makes the rows again and again, and keeps what must not change meanwhile.
@@ -42,6 +45,8 @@ pub struct Ground {
     pub node: String,
     /// Nodes of the cluster are told of; what their addresses mean is said elsewhere.
     pub has_source: bool,
+    /// The host link, if its MTU is that of pods.
+    pub host_link: Option<HostLinkConfig>,
 }
 
 /// One look at the host.
@@ -66,6 +71,11 @@ impl Follower {
             hops: Hops::default(),
             numbers: Numbers::default(),
         }
+    }
+
+    /// The host link, if its MTU is that of pods.
+    pub(super) const fn host_link(&self) -> Option<&HostLinkConfig> {
+        self.ground.host_link.as_ref()
     }
 
     /// Neighbors that packets waited for.
@@ -121,6 +131,11 @@ impl Follower {
             reports.push(report);
         }
         reports.extend(roster.unused.iter().map(not_used));
+        let pod_mtu = mtu::of_pods(&self.ground, &roster, &addresses, card.mtu);
+        let pod_mtu = pod_mtu.unwrap_or_else(|why| {
+            problems.push(why);
+            MTU_MIN
+        });
         rows.extend(routes(&table, &card, &mut present, &mut problems));
         let (hops, doubtful) = present.finish();
         for address in doubtful {
@@ -139,6 +154,7 @@ impl Follower {
                 node: self.ground.node.clone(),
                 interface: config.interface.clone(),
                 mtu: card.mtu,
+                pod_mtu,
                 addresses,
                 pods: roster.pods.iter().map(ToString::to_string).collect(),
                 tunnel: TunnelReport {
