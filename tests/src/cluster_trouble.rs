@@ -11,6 +11,17 @@ use std::time::{Duration, Instant};
 /// The kernel's neighbor discovery alone takes half a minute to doubt a neighbor.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Something that befalls a cluster.
+pub type Trouble = fn(&mut Cluster) -> Result<String>;
+
+/// All of it, by what it is.
+pub const ALL: [(&str, Trouble); 4] = [
+    ("a peer's MAC changes", a_peers_mac_changes),
+    ("the uplink flaps", the_uplink_flaps),
+    ("a peer is replaced", a_peer_is_replaced),
+    ("the underlay loses packets", the_underlay_loses_packets),
+];
+
 /// From pod 1 to pod 2: how long until pings of both families are answered again.
 fn recovered(cluster: &Cluster) -> Result<String> {
     let began = Instant::now();

@@ -140,10 +140,8 @@ pub fn policy_file_decides(lab: &Lab) -> Result<String> {
     let (client, server) = pods(lab)?;
     let addresses = [server.v4.to_string(), server.v6.to_string()];
     for address in &addresses {
-        ensure!(
-            connects(client, address, 7000)?,
-            "{address} is not reached without any policy"
-        );
+        until(client, address, 7000, true)
+            .with_context(|| format!("{address} is not reached without any policy"))?;
     }
     write(lab, "friends-only.yaml", FRIENDS_ONLY)?;
     let denied = until(client, &addresses[0], 7000, false)?;
@@ -160,11 +158,7 @@ pub fn policy_file_decides(lab: &Lab) -> Result<String> {
     );
     remove(lab, "friends-only.yaml")?;
     let accepted = until(client, &addresses[0], 7000, true)?;
-    ensure!(
-        connects(client, &addresses[1], 7000)?,
-        "{} is not reached again",
-        addresses[1]
-    );
+    until(client, &addresses[1], 7000, true)?;
     ensure!(trace(lab, "pod-0", "pod-1:7000/tcp")?["accepted"] == true);
     Ok(format!(
         "denied {} ms after the file was written, accepted {} ms after it was removed",

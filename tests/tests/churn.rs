@@ -38,6 +38,7 @@ struct Churn<'a> {
     doubles: Mutex<Vec<String>>,
     done: AtomicUsize,
     plugins_killed: AtomicUsize,
+    nodes_killed: AtomicUsize,
 }
 
 impl Churn<'_> {
@@ -110,17 +111,22 @@ fn c14_c15_200_pods_under_random_kills_leave_nothing_and_share_no_address() {
         doubles: Mutex::default(),
         done: AtomicUsize::new(0),
         plugins_killed: AtomicUsize::new(0),
+        nodes_killed: AtomicUsize::new(0),
     };
-    let mut nodes_killed = 0;
     thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
             .map(|worker| {
                 let churn = &churn;
-                scope.spawn(move || {
+                scope.spawn(move || -> Result<()> {
                     let mut dice = Dice(seed + worker as u64);
-                    let pods = (0..PODS / WORKERS).map(|n| format!("w{worker}n{n}"));
-                    pods.map(|id| churn.pod(&id, &mut dice))
-                        .collect::<Result<Vec<()>>>()
+                    // On a fast machine more pods come and go, so that the node has been killed often enough.
+                    for n in 0..PODS {
+                        if n >= PODS / WORKERS && churn.nodes_killed.load(Ordering::Relaxed) > 2 {
+                            break;
+                        }
+                        churn.pod(&format!("w{worker}n{n}"), &mut dice)?;
+                    }
+                    Ok(())
                 })
             })
             .collect();
@@ -131,7 +137,7 @@ fn c14_c15_200_pods_under_random_kills_leave_nothing_and_share_no_address() {
             node.signal(Signal::SIGKILL);
             node.wait().expect("its end");
             lab.lab.forget_node();
-            nodes_killed += 1;
+            churn.nodes_killed.fetch_add(1, Ordering::Relaxed);
             lab.lab.start_node().expect("a node again");
         }
         for worker in workers {
@@ -142,10 +148,14 @@ fn c14_c15_200_pods_under_random_kills_leave_nothing_and_share_no_address() {
         }
     });
     let plugins_killed = churn.plugins_killed.load(Ordering::Relaxed);
-    println!(
-        "seed {seed:#x}: {PODS} pods, {plugins_killed} plugins and {nodes_killed} nodes killed"
+    let (pods, nodes_killed) = (
+        churn.done.load(Ordering::Relaxed),
+        churn.nodes_killed.load(Ordering::Relaxed),
     );
-    assert_eq!(churn.done.load(Ordering::Relaxed), PODS);
+    println!(
+        "seed {seed:#x}: {pods} pods, {plugins_killed} plugins and {nodes_killed} nodes killed"
+    );
+    assert!(pods >= PODS);
     assert_eq!(*churn.doubles.lock().expect("no worker panics"), [""; 0]);
     // The last node carries out the DELs that were kept while there was none; it is healthy before it is done with them.
     sluice_tests::command::until("nothing left", Duration::from_secs(20), || {

@@ -136,17 +136,7 @@ fn o16_pods_find_each_other_again_whatever_befalls_the_underlay() {
         Tool("tc")
     );
     let mut cluster = Cluster::start(2, Mode::Vxlan, false).expect("a cluster");
-    type Trouble = fn(&mut Cluster) -> Result<String>;
-    let all: [(&str, Trouble); 4] = [
-        ("a peer's MAC changes", trouble::a_peers_mac_changes),
-        ("the uplink flaps", trouble::the_uplink_flaps),
-        ("a peer is replaced", trouble::a_peer_is_replaced),
-        (
-            "the underlay loses packets",
-            trouble::the_underlay_loses_packets,
-        ),
-    ];
-    for (name, befall) in all {
+    for (name, befall) in trouble::ALL {
         let seen = befall(&mut cluster);
         if seen.is_err() {
             eprintln!("{}", cluster.words());

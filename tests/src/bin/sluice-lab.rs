@@ -7,7 +7,7 @@ use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
 use sluice_tests::{bench, claims, policy, signals};
-use sluice_tests::{cluster_claims, cluster_frames, cluster_services};
+use sluice_tests::{cluster_claims, cluster_frames, cluster_services, cluster_trouble};
 use std::path::PathBuf;
 
 /// Nodes and pods in network namespaces: shown, measured, and gone without a trace
@@ -124,7 +124,7 @@ fn many_nodes(list: &mut Checklist, nodes: u8) -> Result<()> {
         signals::go_on()?;
         let wire = if six { "IPv6" } else { "IPv4" };
         println!("{nodes} nodes, {} over {wire}:", mode.word());
-        let cluster = match Cluster::start(nodes, mode, six) {
+        let mut cluster = match Cluster::start(nodes, mode, six) {
             Ok(cluster) => cluster,
             Err(error) => {
                 list.line("the nodes start", Err(error));
@@ -138,6 +138,11 @@ fn many_nodes(list: &mut Checklist, nodes: u8) -> Result<()> {
         claims.push(cluster_frames::CLAIM);
         for (claim, show) in claims {
             list.line(claim, show(&cluster));
+        }
+        if (mode, six) == whole[0] {
+            for (trouble, befall) in cluster_trouble::ALL {
+                list.line(trouble, befall(&mut cluster));
+            }
         }
     }
     Ok(())
