@@ -339,10 +339,14 @@ fn status(answer: &Value) -> io::Result<String> {
             line("", format!("! {}", finding.as_str().unwrap_or_default()));
         }
     }
-    if let Some(network) = answer.get("network") {
-        for (name, value) in network::status_lines(&serde_json::from_value(network.clone())?) {
-            line(name, value);
+    match answer.get("network") {
+        Some(network) => {
+            let network = serde_json::from_value(network.clone())?;
+            for (name, value) in network::status_lines(&network) {
+                line(name, value);
+            }
         }
+        None => line("peers", "none: the node has no uplink".into()),
     }
     line("pod mtu", at("/pod_mtu"));
     line(

@@ -261,7 +261,7 @@ fn t11_status_says_what_the_node_follows_and_its_exit_code_whether_it_is_well() 
         "last heard",
         "2 pods, 1 services",
         "peers",
-        "MTU",
+        "pod mtu",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
