@@ -16,6 +16,8 @@ pub const NOBODYS_PORT: u16 = 30082;
 /// What a load balancer has given the Service: one address in each family, by either traffic policy.
 pub const CLUSTER_LB: [&str; 2] = ["198.51.100.80", "2001:db8:80::80"];
 pub const LOCAL_LB: [&str; 2] = ["198.51.100.81", "2001:db8:80::81"];
+/// Who may use the load balancer's addresses: who is on the nodes' wire, and pods.
+const NEAR: &str = "[192.168.50.0/24, 10.244.0.0/16, 'fd50::/64', 'fd00:244::/48']";
 /// All ClusterIPs are of these ranges, and all pods of the others.
 pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 pub const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/48"];
@@ -115,6 +117,10 @@ fn service(
             format!("status: {{loadBalancer: {{ingress: [{{ip: {v4}}}, {{ip: '{v6}'}}]}}}}\n"),
         ),
     };
+    let ranges = match kind {
+        "LoadBalancer" => format!("  loadBalancerSourceRanges: {NEAR}\n"),
+        _ => String::new(),
+    };
     let port = |protocol: &str| {
         format!(
             "{{name: {}, protocol: {protocol}, port: {SERVICE_PORT}, targetPort: 7000, nodePort: {node_port}}}",
@@ -128,7 +134,7 @@ metadata: {{name: {name}, namespace: default}}
 spec:
   type: {kind}
   externalTrafficPolicy: {policy}
-  clusterIP: 10.96.0.{last}
+{ranges}  clusterIP: 10.96.0.{last}
   clusterIPs: [10.96.0.{last}, 'fd00:96::{last}']
   ipFamilies: [IPv4, IPv6]
   ipFamilyPolicy: RequireDualStack

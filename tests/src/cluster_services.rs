@@ -2,7 +2,7 @@
 //! what it sees of its clients is what tshark finds at its interface.
 
 use crate::capture::Capture;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, FAR4, FAR6};
 use crate::cluster_claims::Claim;
 use crate::cluster_objects::{
     CLUSTER_IPS, CLUSTER_LB, CLUSTER_PORT, LOCAL_LB, LOCAL_PORT, NOBODYS_PORT, SERVICE_PORT,
@@ -95,6 +95,18 @@ fn dropped(lab: &Lab, reason: &str) -> Result<u64> {
         .unwrap_or(0))
 }
 
+/// Nothing comes back to the client, and the node counts what it dropped for that reason.
+fn silent(node: &Lab, reason: &str, client: &Netns, (address, port): (&str, u16)) -> Result<()> {
+    let before = dropped(node, reason)?;
+    let seen = attempt(client, address, port)?;
+    ensure!(seen == Attempt::Silent, "{address}:{port}: {seen:?}");
+    ensure!(
+        dropped(node, reason)? > before,
+        "{address}:{port}: no {reason}"
+    );
+    Ok(())
+}
+
 /// Pods and nodes reach a Service's addresses whose backend is on another node, and on their own, as themselves.
 ///
 /// # Errors
@@ -132,13 +144,7 @@ pub fn node_ports_serve_the_outside(cluster: &Cluster) -> Result<String> {
             if number == 2 {
                 reached(cluster, outside, &at(own, LOCAL_PORT), &near[family])?;
             } else {
-                let before = dropped(node, "svc_no_local_ep")?;
-                let seen = attempt(outside, own, LOCAL_PORT)?;
-                ensure!(seen == Attempt::Silent, "node {number}, Local: {seen:?}");
-                ensure!(
-                    dropped(node, "svc_no_local_ep")? > before,
-                    "node {number} does not count what it drops"
-                );
+                silent(node, "svc_no_local_ep", outside, (own, LOCAL_PORT))?;
             }
             command::until("a refusal", PATIENCE, || {
                 let seen = attempt(outside, own, NOBODYS_PORT)?;
@@ -169,34 +175,46 @@ pub fn node_ports_serve_the_cluster(cluster: &Cluster) -> Result<String> {
     Ok("a pod by its own node and by another, a node by another".into())
 }
 
-/// The addresses of a load balancer lead to the Service, from outside by whichever node they are routed to and from pods.
+/// The addresses of a load balancer lead to the Service, from outside by whichever node they are routed to and from pods, but
+/// only for clients in the Service's source ranges.
 ///
 /// # Errors
 /// If they do not.
 pub fn load_balancers_addresses_lead_to_their_service(cluster: &Cluster) -> Result<String> {
     let _serving = serve(&cluster.pod(2)?.netns)?;
-    let (outside, near, pod) = (&cluster.outside, Cluster::near(), cluster.pod(1)?);
-    for (number, _) in (1..).zip(&cluster.nodes) {
+    let (outside, near) = (&cluster.outside, Cluster::near());
+    for (number, node) in (1..).zip(&cluster.nodes) {
         for (family, own) in Cluster::own(number).iter().enumerate() {
-            let way = ["-4", "-6"][family];
-            for address in [CLUSTER_LB[family], LOCAL_LB[family]] {
-                outside.run(&["ip", way, "route", "replace", address, "via", own])?;
-            }
-            reached(cluster, outside, &at(CLUSTER_LB[family], SERVICE_PORT), own)?;
+            let way = |address: &str, from: &str| {
+                let family = ["-4", "-6"][family];
+                let route = ["ip", family, "route", "replace", address, "via", own];
+                outside.run(&[&route[..], &["src", from]].concat())
+            };
+            let (cluster_lb, local_lb) = (CLUSTER_LB[family], LOCAL_LB[family]);
+            way(cluster_lb, &near[family])?;
+            way(local_lb, &near[family])?;
+            reached(cluster, outside, &at(cluster_lb, SERVICE_PORT), own)?;
             if number == 2 {
-                let to = at(LOCAL_LB[family], SERVICE_PORT);
+                let to = at(local_lb, SERVICE_PORT);
                 reached(cluster, outside, &to, &near[family])?;
             } else {
-                let seen = attempt(outside, LOCAL_LB[family], SERVICE_PORT)?;
-                ensure!(seen == Attempt::Silent, "node {number}, Local: {seen:?}");
+                silent(node, "svc_no_local_ep", outside, (local_lb, SERVICE_PORT))?;
             }
+            way(cluster_lb, [FAR4, FAR6][family])?;
+            silent(
+                node,
+                "svc_source_range",
+                outside,
+                (cluster_lb, SERVICE_PORT),
+            )?;
         }
     }
+    let pod = cluster.pod(1)?;
     for (family, own) in pod.addresses().iter().enumerate() {
         let to = at(LOCAL_LB[family], SERVICE_PORT);
         reached(cluster, &pod.netns, &to, own)?;
     }
-    Ok("by every node, TCP and UDP, both families, and from a pod".into())
+    Ok("by every node and from a pod; not for who is in none of its source ranges".into())
 }
 
 /// Where policy denies everything a node still reaches its own pods, and nobody else does: no pod, no other node, and nobody

@@ -97,9 +97,9 @@ fn e01_b01_pods_and_the_outside_reach_each_other_and_the_hosts_own_stays_the_hos
 }
 
 #[test]
-fn s08_s11_s12_s13_services_are_reached_across_nodes_and_from_outside() {
+fn s08_s10_s11_s12_s13_s21_w06_n24_services_are_reached_across_nodes_and_from_outside() {
     need!(
-        "s08_s11_s12_s13_services_are_reached_across_nodes_and_from_outside",
+        "s08_s10_s11_s12_s13_s21_w06_n24_services_are_reached_across_nodes_and_from_outside",
         Root,
         Kvm,
         Tool("ip"),
@@ -107,23 +107,7 @@ fn s08_s11_s12_s13_services_are_reached_across_nodes_and_from_outside() {
         Tool("tcpdump"),
         Tool("tshark")
     );
-    show(
-        2,
-        Mode::Vxlan,
-        false,
-        &[
-            ("ClusterIP", services::cluster_ips_lead_across_nodes),
-            (
-                "NodePort from inside",
-                services::node_ports_serve_the_cluster,
-            ),
-            (
-                "load balancer",
-                services::load_balancers_addresses_lead_to_their_service,
-            ),
-            ("probes", services::probes_pass_where_policy_denies),
-        ],
-    );
+    show(3, Mode::Vxlan, false, &services::ALL);
 }
 
 #[test]
