@@ -302,6 +302,51 @@ fn m07_a_router_on_the_underlay_lowers_what_pods_are_told_for_ten_minutes() {
     a.send(POD, &large).forwarded(UPLINK);
 }
 
+/// What a pod says to everybody ends with one reason and leaves by no link: not by the uplink, not through the tunnel, not to
+/// the host or another pod, whatever MAC the frame is addressed to.
+#[test]
+fn o21_what_pods_say_to_everybody_never_leaves_them() {
+    let everybody = |address: &str| match ip(address) {
+        IpAddr::V4(v4) if v4.is_multicast() => {
+            let [_, b, c, d] = v4.octets();
+            Mac([1, 0, 0x5e, b & 0x7f, c, d])
+        }
+        IpAddr::V4(_) => Mac([0xff; 6]),
+        IpAddr::V6(v6) => {
+            let [.., a, b, c, d] = v6.octets();
+            Mac([0x33, 0x33, a, b, c, d])
+        }
+    };
+    for protocol in [TunnelProtocol::Vxlan, TunnelProtocol::Geneve] {
+        let mut bench = node(1, protocol, Family::V4);
+        let mut sent = 0;
+        for to in [
+            "255.255.255.255",
+            "224.0.0.1",
+            "224.0.0.251",
+            "239.1.2.3",
+            "ff02::1",
+            "ff02::fb",
+            "ff05::1:3",
+            "ff0e::7",
+        ] {
+            let from = if ip(to).is_ipv4() {
+                "10.1.0.5"
+            } else {
+                "fd01::5"
+            };
+            let own = Mac::of_pod(LinkId::new(POD).unwrap());
+            for mac in [everybody(to), Mac::GATEWAY, Mac([0xff; 6])] {
+                let packet = Builder::from(POD, from, to).udp(4000, 5353).payload(b"all");
+                let end = bench.send(POD, &packet.macs(own, mac).build());
+                assert_eq!(end.dropped(), DropReason::Multicast, "{to} by {mac}");
+                sent += 1;
+            }
+        }
+        assert_eq!(sent, 24);
+    }
+}
+
 #[test]
 fn o17_a_dead_next_hop_is_told_to_the_pod() {
     let mut a = node(1, TunnelProtocol::Vxlan, Family::V4);
