@@ -30,6 +30,9 @@ pub struct KubernetesConfig {
     /// A kubeconfig; unless given, the service account of this pod or the kubeconfig of this user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
+    /// Writes into this node's object what flannel and other nodes must know of it (`sluice node`). It takes the right to
+    /// patch `nodes/status`.
+    pub announce: bool,
 }
 
 /// How policy is applied.

@@ -23,6 +23,7 @@ use sluice_model::compile::{
 use sluice_model::diff::Step;
 use sluice_model::finding::Finding;
 use sluice_model::object::Name;
+use sluice_model::source::announce::Announcer;
 use sluice_model::source::dir::Directory;
 use sluice_model::source::kube::Kubernetes;
 use sluice_model::source::{Running, Source};
@@ -44,6 +45,7 @@ const LOGGED: usize = 20;
 pub struct Cluster {
     shared: Arc<Shared>,
     running: Mutex<Option<Running>>,
+    announcer: Option<Announcer>,
 }
 
 #[derive(Debug)]
@@ -135,12 +137,21 @@ impl Cluster {
             identities,
         });
         let (sender, events) = channel();
+        let mut announcer = None;
         let running = match (&source.directory, &source.kubernetes) {
             (Some(path), _) => Directory::new(path).start(sender)?,
-            (None, kubernetes) => match kubernetes.as_ref().and_then(|it| it.kubeconfig.as_ref()) {
-                Some(path) => Kubernetes::kubeconfig(path).start(sender)?,
-                None => Kubernetes::infer().start(sender)?,
-            },
+            (None, kubernetes) => {
+                let asked = kubernetes.clone().unwrap_or_default();
+                let mut api = match &asked.kubeconfig {
+                    Some(path) => Kubernetes::kubeconfig(path),
+                    None => Kubernetes::infer(),
+                };
+                if asked.announce {
+                    let (announcing, by) = api.announcing(&config.node_name);
+                    (api, announcer) = (announcing, Some(by));
+                }
+                api.start(sender)?
+            }
         };
         if config.policy.mode == PolicyMode::Audit {
             tracing::warn!("policy is audited: what it denies passes, and is logged");
@@ -153,7 +164,13 @@ impl Cluster {
         Ok(Some(Self {
             shared,
             running: Mutex::new(Some(running)),
+            announcer,
         }))
+    }
+
+    /// By which this node's object is told what to say, if the operator wants that.
+    pub fn announcer(&self) -> Option<Announcer> {
+        self.announcer.clone()
     }
 
     /// Follows no longer; what is in force stays.

@@ -16,6 +16,16 @@ const PREFIX: &str = "flannel.alpha.coreos.com/";
 /// What a node of ours says of its MAC in tunnels of any format.
 const TUNNEL_MAC: &str = "sluice.dev/tunnel-mac";
 
+/// Those of flannel's that a node of ours says.
+const ALL: [&str; 6] = [
+    "backend-data",
+    "backend-type",
+    "backend-v6-data",
+    "kube-subnet-manager",
+    "public-ip",
+    "public-ipv6",
+];
+
 pub(super) type Annotations = BTreeMap<String, String>;
 
 /// How a flannel reaches the pods of a node.
@@ -160,6 +170,15 @@ pub(super) fn of_tunnel(tunnel: &TunnelRow, direct: bool, six: bool) -> Annotati
     all
 }
 
+/// The same as what is to be written: what is not said is taken away.
+pub(super) fn to_write(said: &Annotations) -> BTreeMap<String, Option<String>> {
+    let ours = ALL.map(|name| format!("{PREFIX}{name}"));
+    let names = ours.into_iter().chain([TUNNEL_MAC.to_owned()]);
+    names
+        .map(|name| (name.clone(), said.get(&name).cloned()))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +277,9 @@ mod tests {
         ]);
         expected.insert(TUNNEL_MAC.into(), "02:00:00:00:00:01".into());
         assert_eq!(said, expected);
+        let written = to_write(&said);
+        assert!(written.values().all(Option::is_some));
+        assert_eq!(written.len(), said.len());
         let lease = Lease::read(&said).unwrap().unwrap();
         assert_eq!(lease.end(true).mac, Some(tunnel.mac));
         assert_eq!(tunnel_mac(&said), Ok(Some(tunnel.mac)));
@@ -270,7 +292,11 @@ mod tests {
             protocol: TunnelProtocol::Geneve,
             ..tunnel
         };
-        assert_eq!(of_tunnel(&geneve, false, true).len(), 1);
+        let only = of_tunnel(&geneve, false, true);
+        assert_eq!(only.len(), 1);
+        // What was flannel's before is taken away.
+        let written = to_write(&only);
+        assert_eq!(written.values().filter(|value| value.is_none()).count(), 6);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use sluice_contract::{Key, Row};
 
 use super::Shared;
 use super::filter::Claims;
+use super::flannel;
 use super::mirror::Changes;
 use super::report::{NetworkReport, ORIGIN_CLUSTER};
 use super::rows::{Follower, Look};
@@ -117,6 +118,11 @@ impl Following {
         if self.claims.as_ref() != Some(&look.claims) {
             self.filter(&look.claims)?;
             self.claims = Some(look.claims);
+        }
+        if members.is_some()
+            && let Some(announcer) = &*self.shared.announcer()
+        {
+            announcer.say(flannel::to_write(&look.report.annotations));
         }
         self.host_link(look.report.pod_mtu, control)?;
         self.report(look.report);

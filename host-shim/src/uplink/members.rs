@@ -158,7 +158,9 @@ impl Enroller {
         }
         let ground = Ground {
             own,
-            two_ends: lease.ok().flatten().is_some_and(|it| it.v6.mac.is_some()),
+            two_ends: own.iter().any(IpAddr::is_ipv4)
+                && own.iter().any(IpAddr::is_ipv6)
+                && lease.ok().flatten().is_some_and(|it| it.v6.mac.is_some()),
         };
         roster.two_ends = ground.two_ends;
         let mut taken = Taken::default();

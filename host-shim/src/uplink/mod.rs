@@ -30,6 +30,7 @@ use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sluice_model::compile::Members;
+use sluice_model::source::announce::Announcer;
 
 use self::config::SegmentationBy;
 use self::follow::Following;
@@ -67,6 +68,8 @@ struct Shared {
     /// The nodes of the cluster, once they are known.
     members: Mutex<Option<Arc<Members>>>,
     report: Mutex<NetworkReport>,
+    /// Who is told what this node's object is to say.
+    announcer: Mutex<Option<Announcer>>,
     /// Single ports of the node that lead to pods: the protocol's number and the port.
     host_ports: Mutex<BTreeSet<(u8, u16)>>,
     problems: Mutex<Vec<String>>,
@@ -80,6 +83,7 @@ impl Shared {
             asked: Arc::new(EventFd::from_value_and_flags(0, flags)?),
             members: Mutex::default(),
             report: Mutex::default(),
+            announcer: Mutex::default(),
             host_ports: Mutex::default(),
             problems: Mutex::default(),
         })
@@ -92,6 +96,12 @@ impl Shared {
 
     fn members(&self) -> MutexGuard<'_, Option<Arc<Members>>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn announcer(&self) -> MutexGuard<'_, Option<Announcer>> {
+        self.announcer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn report(&self) -> MutexGuard<'_, NetworkReport> {
@@ -219,6 +229,7 @@ impl Uplink {
 
     /// Has the other nodes be those of the cluster, besides those of the configuration.
     pub fn follow(&self, cluster: &Cluster) {
+        *self.shared.announcer() = cluster.announcer();
         let shared = self.shared.clone();
         cluster.follow_nodes(Box::new(move |members| {
             *shared.members() = Some(members.clone());

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{sleep, timeout};
 
+use super::announce::{self, Announcer, Writer};
 use super::lines::Lines;
 use super::{Running, Source};
 use crate::finding::Finding;
@@ -72,6 +73,7 @@ impl Default for Patience {
 pub struct Kubernetes {
     access: Access,
     patience: Patience,
+    writer: Option<Writer>,
 }
 
 #[derive(Debug)]
@@ -88,6 +90,7 @@ impl Kubernetes {
         Self {
             access: Access::Infer,
             patience: Patience::default(),
+            writer: None,
         }
     }
 
@@ -96,6 +99,7 @@ impl Kubernetes {
         Self {
             access: Access::File(path.into()),
             patience: Patience::default(),
+            writer: None,
         }
     }
 
@@ -103,7 +107,16 @@ impl Kubernetes {
         Self {
             access: Access::Given(Box::new(config)),
             patience: Patience::default(),
+            writer: None,
         }
+    }
+
+    /// Writes annotations of the Node object of that name, too, as the announcer says.
+    #[must_use]
+    pub fn announcing(mut self, node: &str) -> (Self, Announcer) {
+        let (announcer, writer) = announce::pair(node);
+        self.writer = Some(writer);
+        (self, announcer)
     }
 
     #[must_use]
@@ -190,6 +203,9 @@ async fn follow(source: Kubernetes, events: Sender<Event>) {
         failing: RefCell::default(),
     });
     let mut tasks = JoinSet::new();
+    if let Some(writer) = source.writer {
+        tasks.spawn_local(writer.run(common.client.clone(), source.patience));
+    }
     for kind in Kind::ALL {
         let common = common.clone();
         tasks.spawn_local(async move { Watcher::new(kind, common).run().await });
@@ -507,7 +523,7 @@ fn passing(reason: &str) -> Failure {
 }
 
 /// A value in a query; everything but letters, digits and a few harmless signs by number.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
@@ -543,23 +559,23 @@ struct Notice {
 }
 
 /// Longer after each failure, and never the same for two clients.
-struct BackOff {
+pub(super) struct BackOff {
     patience: Patience,
     next: Duration,
 }
 
 impl BackOff {
-    fn new(patience: Patience) -> Self {
+    pub(super) fn new(patience: Patience) -> Self {
         let next = patience.first;
         Self { patience, next }
     }
 
-    fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.next = self.patience.first;
     }
 
     /// From half to all of the time that it is now.
-    fn next(&mut self) -> Duration {
+    pub(super) fn next(&mut self) -> Duration {
         let now = self.next;
         self.next = (now * 2).min(self.patience.most);
         let random = std::hash::RandomState::new().build_hasher().finish();

@@ -3,6 +3,7 @@
 //! A source starts with what there is, says [`Event::InSync`], and then follows. It never ends by itself: what goes wrong
 //! outside is waited out (with [`Event::Lost`]) while the last known state stays in force.
 
+pub mod announce;
 pub mod dir;
 pub mod kube;
 mod lines;

@@ -1,7 +1,7 @@
 //! A small API server: lists and watches over HTTP/1.1, as the real one speaks, and every fault that is asked of it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -170,6 +170,10 @@ impl Api {
         self.with(|state| state.faults.len())
     }
 
+    pub(crate) fn object(&self, path: &str, name: &str) -> Value {
+        self.with(|state| state.objects[path][name].clone())
+    }
+
     pub(crate) fn requests(&self) -> Vec<String> {
         self.with(|state| state.requests.clone())
     }
@@ -201,10 +205,17 @@ fn serve(shared: &(Mutex<State>, Condvar), stream: &TcpStream) -> std::io::Resul
             return Ok(());
         }
         let mut header = String::from("-");
+        let mut length = 0;
         while !header.trim().is_empty() {
             header.clear();
             reader.read_line(&mut header)?;
+            let lower = header.to_lowercase();
+            if let Some(value) = lower.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
         }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
         let target = line.split(' ').nth(1).unwrap().to_owned();
         let fault = {
             let mut state = shared.0.lock().unwrap();
@@ -216,6 +227,14 @@ fn serve(shared: &(Mutex<State>, Condvar), stream: &TcpStream) -> std::io::Resul
             at.and_then(|at| state.faults.remove(at))
                 .map(|(_, fault)| fault)
         };
+        if line.starts_with("PATCH ") {
+            match fault {
+                Some(Fault::Status(code, header)) => answer(stream, code, header, "{}", false)?,
+                Some(_) => return Ok(()),
+                None => answer(stream, merge(shared, &target, &body), "", "{}", false)?,
+            }
+            continue;
+        }
         let (path, query) = target.split_once('?').unwrap();
         let parameter = |key: &str| {
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -246,6 +265,33 @@ fn serve(shared: &(Mutex<State>, Condvar), stream: &TcpStream) -> std::io::Resul
             }
         }
     }
+}
+
+/// Merges annotations into an object, as a patch of its status does (RFC 7386).
+fn merge(shared: &(Mutex<State>, Condvar), target: &str, body: &[u8]) -> u16 {
+    let (path, object) = target.trim_end_matches("/status").rsplit_once('/').unwrap();
+    let mut state = shared.0.lock().unwrap();
+    let objects = state.objects.entry(path.into()).or_default();
+    let Some(object) = objects.get_mut(&format!("/{object}")) else {
+        return 404;
+    };
+    let patch: Value = serde_json::from_slice(body).unwrap();
+    for (name, value) in patch["metadata"]["annotations"].as_object().unwrap() {
+        let annotations = &mut object["metadata"]["annotations"];
+        if value.is_null() {
+            annotations.as_object_mut().map(|all| all.remove(name));
+        } else {
+            annotations[name] = value.clone();
+        }
+    }
+    let object = object.clone();
+    state.version += 1;
+    let event = json!({"type": "MODIFIED", "object": object});
+    let version = state.version;
+    state.history.push((version, path.into(), event));
+    drop(state);
+    shared.1.notify_all();
+    200
 }
 
 fn list(state: &State, path: &str, from: usize) -> Value {

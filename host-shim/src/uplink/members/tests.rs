@@ -230,6 +230,9 @@ fn o03_flannels_macs_and_addresses_count_in_each_family() {
             vec!["fd00:244:0:7::/64".into()]
         )
     );
+    // Without an address in IPv6 there is one end, whatever the object says.
+    let one = enroller.roster(&own()[..1], Some(&members));
+    assert_eq!(words(&one), ["f 198.51.100.7 Tunnel"]);
     // Others send to the MAC that our own object says.
     assert_eq!(roster.mac.unwrap().to_string(), "0a:58:00:00:00:04");
     assert_eq!(roster.pods.len(), 2);
