@@ -5,6 +5,7 @@ mod bandwidth;
 mod chain;
 mod given;
 mod install;
+mod mtu;
 mod pools;
 mod ports;
 mod status;
