@@ -3,9 +3,10 @@
 //! Beside them stands what has changed since the guest was last told: a change costs what has changed, however many rows
 //! there are. What the guest has need not be kept: after any doubt it gets everything again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_contract::frame::FRAME_MAX;
+use sluice_contract::overlay::{OverlayKey, OverlayRow};
 use sluice_contract::report::{Reject, RejectReason};
 use sluice_contract::{Key, Row};
 
@@ -124,7 +125,42 @@ impl Desired {
             return false;
         }
         self.refused.insert(key, reject);
+        if let (RejectReason::Full(capacity), Key::Overlay(full)) = (reject.reason, key) {
+            self.refuse_beyond(full, capacity as usize, reject);
+        }
         true
+    }
+
+    /// Peers and next hops are numbered: where one does not fit, none above does, nor what refers to it. Each refusal costs
+    /// a session, and nothing else comes into force meanwhile.
+    fn refuse_beyond(&mut self, full: OverlayKey, capacity: usize, reject: Reject) {
+        let (mut hops, mut peers) = (BTreeSet::new(), BTreeSet::new());
+        match full {
+            OverlayKey::NextHop(id) => drop(hops.insert(id)),
+            OverlayKey::Peer(id) => drop(peers.insert(id)),
+            OverlayKey::Tunnel | OverlayKey::Remote(_) => return,
+        }
+        // In the order of keys: next hops, peers, ranges.
+        let overlay: Vec<Key> = self.rows.keys().copied().filter(is_way).collect();
+        for key in overlay {
+            let Some(row) = self.row(&key) else { continue };
+            let is_beyond = match (*row, full) {
+                (Row::Overlay(OverlayRow::NextHop(row)), OverlayKey::NextHop(_)) => {
+                    usize::from(row.id.0) >= capacity && hops.insert(row.id)
+                }
+                (Row::Overlay(OverlayRow::Peer(row)), _) => {
+                    let full = matches!(full, OverlayKey::Peer(_));
+                    let beyond = full && usize::from(row.id.0) >= capacity;
+                    (beyond || hops.contains(&row.next_hop)) && peers.insert(row.id)
+                }
+                (Row::Overlay(OverlayRow::Remote(row)), _) => peers.contains(&row.peer),
+                (Row::Route(row), _) => row.next_hop.is_some_and(|hop| hops.contains(&hop)),
+                _ => false,
+            };
+            if is_beyond {
+                self.refused.insert(key, reject);
+            }
+        }
     }
 
     fn row(&self, key: &Key) -> Option<Box<Row>> {
@@ -162,6 +198,86 @@ impl Desired {
     }
 }
 
+fn is_way(key: &Key) -> bool {
+    matches!(key, Key::Overlay(_) | Key::Route(_))
+}
+
 fn is_referring(key: &Key) -> bool {
     matches!(key, Key::Service(_) | Key::Overlay(_) | Key::Route(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_contract::overlay::{NextHopId, NextHopRow, PeerId, PeerRow, RemoteRow};
+    use sluice_contract::report::Field;
+    use sluice_contract::row::RouteRow;
+    use sluice_contract::{Mac, Prefix};
+
+    use super::*;
+
+    /// Four nodes, each behind a neighbor of its own, with a range and a route by the neighbor.
+    fn four() -> Desired {
+        let mut desired = Desired::default();
+        for n in 0..4_u8 {
+            let (id, next_hop) = (PeerId(n.into()), NextHopId(n.into()));
+            let mac = Mac([2, 0, 0, 0, 0, n]);
+            let range = |first: u8| Prefix::new([first, n, 0, 0].into(), 16).unwrap();
+            let address = [192, 0, 2, n].into();
+            desired.put([
+                Row::Overlay(OverlayRow::NextHop(NextHopRow {
+                    id: next_hop,
+                    address,
+                    mac: Some(mac),
+                })),
+                Row::Overlay(OverlayRow::Peer(PeerRow {
+                    id,
+                    address,
+                    mac,
+                    next_hop,
+                    mtu: 1500,
+                    direct: false,
+                })),
+                Row::Overlay(OverlayRow::Remote(RemoteRow {
+                    prefix: range(10),
+                    peer: id,
+                })),
+                Row::Route(RouteRow {
+                    prefix: range(172),
+                    next_hop: Some(next_hop),
+                }),
+            ]);
+        }
+        desired
+    }
+
+    fn refused(desired: &mut Desired, key: OverlayKey, capacity: u32) -> usize {
+        let reject = Reject {
+            object: Some(Key::Overlay(key)),
+            field: Field::Id,
+            reason: RejectReason::Full(capacity),
+        };
+        assert!(desired.refuse(Key::Overlay(key), reject));
+        desired.refusals().count()
+    }
+
+    #[test]
+    fn where_one_node_does_not_fit_none_above_is_tried() {
+        let mut desired = four();
+        // Two peers and their ranges; the neighbors and routes fit.
+        assert_eq!(refused(&mut desired, OverlayKey::Peer(PeerId(2)), 2), 4);
+        assert_eq!(desired.take_all().len(), 12);
+        let mut desired = four();
+        assert_eq!(
+            refused(&mut desired, OverlayKey::NextHop(NextHopId(3)), 3),
+            4
+        );
+        // One that changes is tried again.
+        let moved = NextHopRow {
+            id: NextHopId(3),
+            address: [192, 0, 2, 9].into(),
+            mac: None,
+        };
+        desired.put([Row::Overlay(OverlayRow::NextHop(moved))]);
+        assert_eq!(desired.refusals().count(), 3);
+    }
 }

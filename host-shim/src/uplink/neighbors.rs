@@ -1,7 +1,7 @@
 //! Which neighbors on the uplink the appliance is told of, and under which numbers: next hops of peers and gateways, and
 //! whoever else the kernel knows, so that those on the wire itself are answered. A number stays with its address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ pub(super) struct Present<'h> {
     neighbors: BTreeMap<IpAddr, Neighbor>,
     rows: BTreeMap<NextHopId, NextHopRow>,
     /// Those of whom the kernel is to make sure.
-    pub(super) doubtful: Vec<IpAddr>,
+    doubtful: BTreeSet<IpAddr>,
 }
 
 impl Hops {
@@ -62,12 +62,12 @@ impl Hops {
             hops: self,
             neighbors,
             rows: BTreeMap::new(),
-            doubtful: Vec::new(),
+            doubtful: BTreeSet::new(),
         }
     }
 
     fn free_id(&self) -> NextHopId {
-        let taken: std::collections::BTreeSet<_> = self.known.values().map(|(id, _)| *id).collect();
+        let taken: BTreeSet<_> = self.known.values().map(|(id, _)| *id).collect();
         let free = (0..u16::MAX).map(NextHopId).find(|id| !taken.contains(id));
         free.unwrap_or_default()
     }
@@ -77,8 +77,8 @@ impl Present<'_> {
     /// The number of a neighbor that something is routed by.
     pub(super) fn need(&mut self, address: IpAddr) -> NextHopId {
         let known = self.neighbors.get(&address).copied();
-        if known.is_none_or(|neighbor| !neighbor.fresh) && !self.doubtful.contains(&address) {
-            self.doubtful.push(address);
+        if known.is_none_or(|neighbor| !neighbor.fresh) {
+            self.doubtful.insert(address);
         }
         self.take(address, known)
     }
@@ -101,11 +101,12 @@ impl Present<'_> {
 
     /// All of them, with those that nothing is routed by.
     pub(super) fn finish(mut self) -> (Vec<NextHopRow>, Vec<IpAddr>) {
+        let needed: BTreeSet<IpAddr> = self.rows.values().map(|row| row.address).collect();
         let others: Vec<(IpAddr, Neighbor)> = self
             .neighbors
             .iter()
             .filter(|(address, neighbor)| {
-                let needed = self.rows.values().any(|row| row.address == **address);
+                let needed = needed.contains(*address);
                 let there = neighbor.mac.is_some() || self.hops.asked.has(**address);
                 !needed && there && is_global(**address)
             })
@@ -117,7 +118,7 @@ impl Present<'_> {
             .partition(|(address, _)| self.hops.asked.has(*address));
         for (address, neighbor) in &asked {
             if !neighbor.fresh {
-                self.doubtful.push(*address);
+                self.doubtful.insert(*address);
             }
         }
         for (address, neighbor) in asked.into_iter().chain(seen).take(MOST_OTHERS) {
@@ -127,7 +128,8 @@ impl Present<'_> {
             let rows = &self.rows;
             self.hops.known.retain(|_, (id, _)| rows.contains_key(id));
         }
-        (self.rows.into_values().collect(), self.doubtful)
+        let doubtful = self.doubtful.into_iter().collect();
+        (self.rows.into_values().collect(), doubtful)
     }
 }
 

@@ -8,7 +8,12 @@ use sluice_contract::overlay::PeerId;
 
 /// The numbers given.
 #[derive(Debug, Default)]
-pub(super) struct Numbers(BTreeMap<IpAddr, Number>);
+pub(super) struct Numbers {
+    given: BTreeMap<IpAddr, Number>,
+    taken: BTreeSet<u16>,
+    /// All below are taken: thousands of nodes that come at once are each given the next.
+    lowest: u16,
+}
 
 #[derive(Debug)]
 struct Number {
@@ -20,12 +25,14 @@ struct Number {
 impl Numbers {
     /// The number of an address; `None` if there are no more.
     pub(super) fn of(&mut self, address: IpAddr) -> Option<PeerId> {
-        if let Some(number) = self.0.get(&address) {
+        if let Some(number) = self.given.get(&address) {
             return Some(number.id);
         }
-        let taken: BTreeSet<u16> = self.0.values().map(|number| number.id.0).collect();
-        let id = (0..=u16::MAX).find(|id| !taken.contains(id)).map(PeerId)?;
-        self.0.insert(address, Number { id, gone: None });
+        let free = (self.lowest..=u16::MAX).find(|id| !self.taken.contains(id))?;
+        self.taken.insert(free);
+        self.lowest = free;
+        let id = PeerId(free);
+        self.given.insert(address, Number { id, gone: None });
         Some(id)
     }
 
@@ -37,13 +44,19 @@ impl Numbers {
         revision: u64,
         is_in_force: impl Fn(u64) -> bool,
     ) {
-        self.0.retain(|address, number| {
+        let (taken, lowest) = (&mut self.taken, &mut self.lowest);
+        self.given.retain(|address, number| {
             if present.contains(address) {
                 number.gone = None;
                 return true;
             }
             let gone = *number.gone.get_or_insert(revision);
-            !is_in_force(gone)
+            if is_in_force(gone) {
+                taken.remove(&number.id.0);
+                *lowest = number.id.0.min(*lowest);
+                return false;
+            }
+            true
         });
     }
 }
