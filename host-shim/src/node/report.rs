@@ -22,6 +22,9 @@ use crate::uplink::report::NetworkReport;
 /// How long a report waits for the appliance's counters.
 const GUEST_COUNTERS: Duration = Duration::from_millis(500);
 
+/// Refused rows that are problems each; `control.refused` has all.
+const REFUSED: usize = 10;
+
 /// Everything about the node at a glance.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -179,12 +182,15 @@ impl Node {
         if !control.settled {
             problems.push("The appliance does not have the present configuration".into());
         }
+        let refused = control.refused.iter();
         problems.extend(
-            control
-                .refused
-                .iter()
-                .map(|r| format!("The appliance refused {r}")),
+            refused
+                .take(REFUSED)
+                .map(|row| format!("The appliance refused {row}")),
         );
+        if let Some(more @ 1..) = control.refused.len().checked_sub(REFUSED) {
+            problems.push(format!("The appliance refused {more} more rows"));
+        }
         Status {
             node_version: env!("CARGO_PKG_VERSION"),
             contract_version: sluice_contract::VERSION,
