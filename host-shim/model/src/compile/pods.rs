@@ -138,10 +138,50 @@ fn see(
     match (pod, attached) {
         (Some(pod), Some(attached)) => Some((Group::of(pod), attached.addresses.clone())),
         (Some(pod), None) => {
-            let has_own = !pod.host_network && !pod.ended && !pod.addresses.is_empty();
+            // Also before its address is known: its packets tell its identity where a tunnel carries that (row O-14).
+            let has_own = !pod.host_network && !pod.ended;
             has_own.then(|| (Group::of(pod), pod.addresses.clone()))
         }
         (None, Some(attached)) => Some((Group::undescribed(name), attached.addresses.clone())),
         (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn o14_a_pod_has_its_identity_before_its_address_is_known() {
+        let name = Name::new("x", "late");
+        let mut pod = Pod {
+            name: name.clone(),
+            labels: Default::default(),
+            node: None,
+            addresses: Vec::new(),
+            ports: [].into(),
+            host_network: false,
+            ended: false,
+            ready: true,
+            terminating: false,
+            address_pool: None,
+            egress_dscp: None,
+        };
+        let mut pods = Pods::new(Undescribed::AsBefore, []);
+        let before = pods.update(&name, Some(&pod), None);
+        assert!(before.appeared.is_some() && before.addresses.is_empty());
+        pod.addresses.push(IpAddr::from([10, 0, 0, 9]));
+        let after = pods.update(&name, Some(&pod), None);
+        assert_eq!((after.appeared, after.gone), (None, None));
+        assert_eq!(pods.identity(&name), before.appeared);
+        for unseen in [
+            |pod: &mut Pod| pod.host_network = true,
+            |pod: &mut Pod| pod.ended = true,
+        ] {
+            let mut pod = pod.clone();
+            unseen(&mut pod);
+            pods.update(&name, Some(&pod), None);
+            assert_eq!(pods.identity(&name), None);
+        }
     }
 }
