@@ -1,4 +1,4 @@
-//! What the cluster's objects say: a pod on each node, Services in front of the second node's, and a policy to come and go.
+//! What the cluster's objects say: a pod on each node, Services in front of the second node's, and policies that come and go.
 //! All nodes follow one directory, as they would follow one API.
 
 use anyhow::Result;
@@ -22,18 +22,11 @@ const NEAR: &str = "[192.168.50.0/24, 10.244.0.0/16, 'fd50::/64', 'fd00:244::/48
 pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 pub const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/48"];
 
-/// Nobody may begin a connection to any pod.
-const DENY_ALL: &str = "\
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: deny-all, namespace: default}
-spec: {podSelector: {}, policyTypes: [Ingress]}
-";
-
 /// The directory of manifests; it goes with its owner.
 #[derive(Debug)]
 pub struct Objects {
     directory: PathBuf,
+    nodes: u8,
 }
 
 impl Objects {
@@ -44,9 +37,8 @@ impl Objects {
     pub fn write(name: &str, nodes: u8) -> Result<Self> {
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&directory)?;
-        let this = Self { directory };
-        let pods: Vec<String> = (1..=nodes).map(pod).collect();
-        this.put("pods.yaml", &pods.join("---\n"))?;
+        let this = Self { directory, nodes };
+        this.addresses(true)?;
         let services = [
             service("across", 20, "'2'", (CLUSTER_PORT, "Cluster", CLUSTER_LB)),
             service("local", 21, "'2'", (LOCAL_PORT, "Local", LOCAL_LB)),
@@ -61,15 +53,55 @@ impl Objects {
         &self.directory
     }
 
-    /// Puts the policy in, or takes it out.
+    /// Whether the pods' objects say which addresses they have: if not, a node knows its own pods' alone.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn addresses(&self, told: bool) -> Result<()> {
+        let pods: Vec<String> = (1..=self.nodes).map(|node| pod(node, told)).collect();
+        self.put("pods.yaml", &pods.join("---\n"))
+    }
+
+    /// Nobody may begin a connection to any pod, or everybody may.
     ///
     /// # Errors
     /// As the file system says.
     pub fn deny_all(&self, denied: bool) -> Result<()> {
-        if denied {
-            self.put("deny-all.yaml", DENY_ALL)
-        } else {
-            Ok(std::fs::remove_file(self.directory.join("deny-all.yaml"))?)
+        self.policy(
+            "deny-all",
+            denied.then_some("{podSelector: {}, policyTypes: [Ingress]}"),
+        )
+    }
+
+    /// Only the pod of that node may begin a connection to the second node's, or everybody may.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn only_from(&self, node: Option<u8>) -> Result<()> {
+        let spec = node.map(|node| {
+            format!(
+                "{{podSelector: {{matchLabels: {{node: '2'}}}}, \
+                 ingress: [{{from: [{{podSelector: {{matchLabels: {{node: '{node}'}}}}}}]}}]}}"
+            )
+        });
+        self.policy("only-from", spec.as_deref())
+    }
+
+    /// Puts a policy in, or takes it out.
+    fn policy(&self, name: &str, spec: Option<&str>) -> Result<()> {
+        let file = format!("{name}.yaml");
+        match spec {
+            Some(spec) => self.put(
+                &file,
+                &format!(
+                    "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: {name}, namespace: default}}
+spec: {spec}
+"
+                ),
+            ),
+            None => Ok(std::fs::remove_file(self.directory.join(file))?),
         }
     }
 
@@ -90,16 +122,23 @@ impl Drop for Objects {
     }
 }
 
-fn pod(node: u8) -> String {
+fn pod(node: u8, addresses: bool) -> String {
+    let status = if addresses {
+        format!(
+            "status:
+  podIP: 10.244.{node}.2
+  podIPs: [{{ip: 10.244.{node}.2}}, {{ip: 'fd00:244:0:{node:x}::2'}}]
+"
+        )
+    } else {
+        String::new()
+    };
     format!(
         "apiVersion: v1
 kind: Pod
 metadata: {{name: pod-{node}, namespace: default, labels: {{node: '{node}'}}}}
 spec: {{nodeName: node-{node}, containers: []}}
-status:
-  podIP: 10.244.{node}.2
-  podIPs: [{{ip: 10.244.{node}.2}}, {{ip: 'fd00:244:0:{node:x}::2'}}]
-"
+{status}"
     )
 }
 

@@ -10,7 +10,7 @@ use crate::cluster_objects::{
 use crate::command;
 use crate::lab::Lab;
 use crate::netns::Netns;
-use crate::traffic::{PORT, at, datagrams, serve, stream};
+use crate::traffic::{Attempt, PORT, at, attempt, datagrams, serve, stream};
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const BULK: u64 = 1_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// All of them, by what they say.
-pub const ALL: [(&str, Claim); 5] = [
+pub const ALL: [(&str, Claim); 4] = [
     (
         "ClusterIPs lead to other nodes",
         cluster_ips_lead_across_nodes,
@@ -30,10 +30,6 @@ pub const ALL: [(&str, Claim); 5] = [
     (
         "a load balancer's addresses lead to their Service",
         load_balancers_addresses_lead_to_their_service,
-    ),
-    (
-        "probes pass where policy denies everything",
-        probes_pass_where_policy_denies,
     ),
 ];
 
@@ -64,27 +60,6 @@ fn beginning(line: &str) -> Option<(&'static str, String)> {
     let (ends, _) = line.split_once(" > ")?;
     let (source, _port) = ends.rsplit(' ').next()?.rsplit_once('.')?;
     Some((protocol, source.to_owned()))
-}
-
-/// How an attempt to connect ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attempt {
-    Connected,
-    Refused,
-    /// Nothing comes back.
-    Silent,
-}
-
-fn attempt(client: &Netns, address: &str, port: u16) -> Result<Attempt> {
-    let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
-    let output = client.output(&["timeout", "1", "bash", "-c", &connect])?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    Ok(match output.status.code() {
-        Some(0) => Attempt::Connected,
-        Some(124) => Attempt::Silent,
-        _ if said.contains("refused") => Attempt::Refused,
-        code => anyhow::bail!("{address}:{port}: {code:?}, {said}"),
-    })
 }
 
 /// Frames that node `lab` dropped for `reason`.
@@ -215,69 +190,4 @@ pub fn load_balancers_addresses_lead_to_their_service(cluster: &Cluster) -> Resu
         reached(cluster, &pod.netns, &to, own)?;
     }
     Ok("by every node and from a pod; not for who is in none of its source ranges".into())
-}
-
-/// Where policy denies everything a node still reaches its own pods, and nobody else does: no pod, no other node, and nobody
-/// outside by whatever way.
-///
-/// # Errors
-/// If anything is otherwise.
-pub fn probes_pass_where_policy_denies(cluster: &Cluster) -> Result<String> {
-    let target = cluster.pod(2)?;
-    let _serving = serve(&target.netns)?;
-    let others = [&cluster.pod(1)?.netns, &cluster.lab(1)?.host];
-    let own = Cluster::own(2);
-    let ways: Vec<(&Netns, String, u16)> = (target.addresses().into_iter())
-        .zip(CLUSTER_IPS)
-        .zip(own)
-        .flat_map(|((address, service), own)| {
-            let inside = others.into_iter().flat_map(move |from| {
-                [
-                    (from, address.clone(), PORT),
-                    (from, service.to_owned(), SERVICE_PORT),
-                ]
-            });
-            let outside =
-                [CLUSTER_PORT, LOCAL_PORT].map(|port| (&cluster.outside, own.clone(), port));
-            inside.chain(outside)
-        })
-        .collect();
-    let all_are = |wanted: Attempt| -> Result<()> {
-        // All at once: silence takes its time.
-        let seen = std::thread::scope(|scope| {
-            let all: Vec<_> = (ways.iter())
-                .map(|(from, address, port)| scope.spawn(|| attempt(from, address, *port)))
-                .collect();
-            let ends = all.into_iter().map(|one| one.join());
-            ends.collect::<Vec<_>>()
-        });
-        for ((from, address, port), seen) in ways.iter().zip(seen) {
-            let seen = seen.map_err(|_| anyhow::anyhow!("an attempt broke"))??;
-            let name = from.name();
-            ensure!(seen == wanted, "{name} to {address}:{port}: {seen:?}");
-        }
-        Ok(())
-    };
-    command::until("every way", PATIENCE, || all_are(Attempt::Connected))?;
-    cluster.objects.deny_all(true)?;
-    let (from, address, port) = &ways[0];
-    let denied = command::until("the policy", PATIENCE, || {
-        ensure!(attempt(from, address, *port)? == Attempt::Silent, "not yet");
-        Ok(())
-    })
-    .and_then(|()| all_are(Attempt::Silent))
-    .and_then(|()| {
-        for address in target.addresses() {
-            stream(&cluster.lab(2)?.host, &at(&address, PORT), BULK)?;
-        }
-        Ok(())
-    });
-    // Whatever was seen: other claims follow.
-    cluster.objects.deny_all(false)?;
-    denied?;
-    command::until("the policy's end", PATIENCE, || all_are(Attempt::Connected))?;
-    Ok(format!(
-        "its node reaches the pod, {} other ways do not, and do again without the policy",
-        ways.len()
-    ))
 }

@@ -73,6 +73,31 @@ pub fn datagrams(from: &Netns, to: &str, seconds: &str) -> Result<()> {
     })
 }
 
+/// How an attempt to connect ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    Connected,
+    Refused,
+    /// Nothing comes back.
+    Silent,
+}
+
+/// Tries to connect by TCP, for a second.
+///
+/// # Errors
+/// If that cannot be tried.
+pub fn attempt(client: &Netns, address: &str, port: u16) -> Result<Attempt> {
+    let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
+    let output = client.output(&["timeout", "1", "bash", "-c", &connect])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    Ok(match output.status.code() {
+        Some(0) => Attempt::Connected,
+        Some(124) => Attempt::Silent,
+        _ if said.contains("refused") => Attempt::Refused,
+        code => anyhow::bail!("{address}:{port}: {code:?}, {said}"),
+    })
+}
+
 /// Waits for the first answer, for neighbors have to be found, and then for a series of `count` of which none is missing: on a
 /// machine that others keep busy, the kernel drops what its CPUs' backlogs cannot hold. The packets are not to be fragmented.
 ///

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::cluster_claims::{self as claims, Claim};
 use sluice_tests::cluster_frames as frames;
+use sluice_tests::cluster_policy as policy;
 use sluice_tests::cluster_services as services;
 use sluice_tests::cluster_trouble as trouble;
 use sluice_tests::need;
@@ -107,7 +108,20 @@ fn s08_s10_s11_s12_s13_s21_w06_n24_services_are_reached_across_nodes_and_from_ou
         Tool("tcpdump"),
         Tool("tshark")
     );
-    show(3, Mode::Vxlan, false, &services::ALL);
+    let all = [&services::ALL[..], &[policy::PROBES]].concat();
+    show(3, Mode::Vxlan, false, &all);
+}
+
+#[test]
+fn o14_policy_goes_by_the_identity_that_the_tunnel_tells() {
+    need!(
+        "o14_policy_goes_by_the_identity_that_the_tunnel_tells",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("bash")
+    );
+    show(3, Mode::Geneve, false, &[policy::IDENTITIES]);
 }
 
 #[test]

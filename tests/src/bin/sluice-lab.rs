@@ -7,7 +7,9 @@ use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
 use sluice_tests::{bench, claims, policy, signals};
-use sluice_tests::{cluster_claims, cluster_frames, cluster_services, cluster_trouble};
+use sluice_tests::{
+    cluster_claims, cluster_frames, cluster_policy, cluster_services, cluster_trouble,
+};
 use std::path::PathBuf;
 
 /// Nodes and pods in network namespaces: shown, measured, and gone without a trace
@@ -134,6 +136,10 @@ fn many_nodes(list: &mut Checklist, nodes: u8) -> Result<()> {
         let mut claims = vec![cluster_claims::ALL[0]];
         if whole.contains(&(mode, six)) {
             claims = [&cluster_claims::ALL[..], &cluster_services::ALL[..]].concat();
+            claims.push(cluster_policy::PROBES);
+            if nodes > 2 && mode == Mode::Geneve {
+                claims.push(cluster_policy::IDENTITIES);
+            }
         }
         claims.push(cluster_frames::CLAIM);
         for (claim, show) in claims {
