@@ -1,19 +1,23 @@
 //! What the stages read: the committed rows, in the form in which a packet needs them. Only [`crate::apply`] writes.
 
+mod known;
+mod link;
+
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
-use crate::bandwidth::{Direction, Limit};
 use crate::hash::Hasher;
 use crate::overlay::{self, Overlay};
 use crate::policy::{self, Policy};
 use crate::service::{self, Services};
-use crate::twin::{Keyed, Slot, Twin};
+use crate::twin::Twin;
 use heapless::Vec;
 use sluice_contract::overlay::NextHopId;
 use sluice_contract::row::NodeRow;
-use sluice_contract::service::{AddressRole, ConnectionsRow, NatRow, PrefixUse};
-use sluice_contract::{DropReason, Generation, Identity, LinkId, Mac, Prefix, limits};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use sluice_contract::service::{ConnectionsRow, NatRow, PrefixUse};
+use sluice_contract::{DropReason, Generation, LinkId, Mac, Prefix, limits};
+
+pub use known::{Known, Place};
+pub use link::Link;
 
 /// How many rows of each kind there is room for. The guest computes it from its RAM, once, at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,228 +183,6 @@ impl Node {
             Family::V4 => self.gateway4,
             Family::V6 => self.gateway6,
         }
-    }
-}
-
-/// A link, in two cache lines; most packets need only the first.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-pub struct Link {
-    mac: [u8; 6],
-    pub mtu: u16,
-    identity: u32,
-    pub incarnation: u32,
-    present: u8,
-    count: u8,
-    /// Whether there is a limit at all.
-    limited: u8,
-    /// One more than the DSCP of what comes from it; 0: as it came.
-    mark: u8,
-    pad: [u8; 12],
-    addresses: [Address; limits::LINK_ADDRESSES],
-    /// To the pod and from it.
-    limits: [Limit; 2],
-}
-
-impl Slot for Link {}
-
-impl Link {
-    /// A link of that description.
-    pub fn new(row: &sluice_contract::row::LinkRow) -> Self {
-        let mut addresses = [Address::UNSPECIFIED; limits::LINK_ADDRESSES];
-        let mut count = 0;
-        for (to, from) in addresses.iter_mut().zip(&row.addresses) {
-            *to = (*from).into();
-            count += 1;
-        }
-        Self {
-            mac: row.mac.0,
-            mtu: row.mtu,
-            identity: row.identity.0,
-            incarnation: row.incarnation,
-            present: 1,
-            count,
-            limited: 0,
-            mark: 0,
-            pad: [0; 12],
-            addresses,
-            limits: [Limit::default(); 2],
-        }
-    }
-
-    /// The same with the limits and the mark of `other`.
-    #[must_use]
-    pub fn treated_as(self, other: &Self) -> Self {
-        Self {
-            limited: other.limited,
-            mark: other.mark,
-            limits: other.limits,
-            ..self
-        }
-    }
-
-    /// The same with limits to the pod and from it.
-    #[must_use]
-    pub fn with_limits(self, ingress: Limit, egress: Limit) -> Self {
-        Self {
-            limited: u8::from(!(ingress.is_none() && egress.is_none())),
-            limits: [ingress, egress],
-            ..self
-        }
-    }
-
-    /// The same with this DSCP for what comes from it, or none.
-    #[must_use]
-    pub const fn with_mark(self, dscp: Option<u8>) -> Self {
-        let mark = match dscp {
-            Some(dscp) => dscp.saturating_add(1),
-            None => 0,
-        };
-        Self { mark, ..self }
-    }
-
-    /// The DSCP of what comes from it; `None`: whatever the pod chose.
-    #[inline]
-    pub const fn mark(&self) -> Option<u8> {
-        self.mark.checked_sub(1)
-    }
-
-    /// How much it may carry in a direction; `None`: whatever comes.
-    #[inline]
-    pub fn limit(&self, direction: Direction) -> Option<&Limit> {
-        if self.limited == 0 {
-            return None;
-        }
-        let limit = self.limits.get(direction as usize)?;
-        (!limit.is_none()).then_some(limit)
-    }
-
-    /// Whether there is a limit in any direction.
-    pub const fn is_limited(&self) -> bool {
-        self.limited != 0
-    }
-
-    pub const fn is_present(&self) -> bool {
-        self.present != 0
-    }
-
-    pub const fn mac(&self) -> Mac {
-        Mac(self.mac)
-    }
-
-    pub const fn identity(&self) -> Identity {
-        Identity(self.identity)
-    }
-
-    /// The addresses behind the link.
-    pub fn addresses(&self) -> impl Iterator<Item = Address> {
-        self.addresses.into_iter().take(usize::from(self.count))
-    }
-
-    /// Whether a packet from this link may claim to come from `source`.
-    #[inline]
-    pub fn owns(&self, source: Address) -> bool {
-        self.addresses().any(|own| own == source)
-    }
-}
-
-/// What is known of an address: which link it lies behind, or which part it plays.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-pub struct Known {
-    pub address: Address,
-    /// 0: none.
-    link: u16,
-    /// One more than the role; 0: none.
-    role: u8,
-    pad: [u8; 5],
-}
-
-/// Where an address is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// A pod or whatever is behind this link.
-    Link(LinkId),
-    /// This node itself; `ports`: node ports are served there.
-    Node { ports: bool },
-    /// Another node.
-    Peer,
-    /// A Service's own address.
-    Cluster,
-    /// An address from outside that Services use.
-    External,
-    /// Nobody has said.
-    Elsewhere,
-}
-
-impl Slot for Known {}
-
-impl Known {
-    /// Nothing is known of it yet.
-    pub fn of(address: Address) -> Self {
-        Self {
-            address,
-            ..Self::empty()
-        }
-    }
-
-    pub const fn link(&self) -> Option<LinkId> {
-        LinkId::new(self.link)
-    }
-
-    pub fn role(&self) -> Option<AddressRole> {
-        Some(match self.role {
-            1 => AddressRole::Node,
-            2 => AddressRole::NodeWithoutPorts,
-            3 => AddressRole::Peer,
-            4 => AddressRole::Cluster,
-            5 => AddressRole::External,
-            _ => return None,
-        })
-    }
-
-    #[must_use]
-    pub fn with_link(self, link: Option<LinkId>) -> Self {
-        Self {
-            link: link.map_or(0, LinkId::raw),
-            ..self
-        }
-    }
-
-    #[must_use]
-    pub fn with_role(self, role: Option<AddressRole>) -> Self {
-        Self {
-            role: role.map_or(0, |role| role as u8 + 1),
-            ..self
-        }
-    }
-
-    /// What it all amounts to. The node's addresses also stand at the host's link.
-    #[inline]
-    pub fn place(&self) -> Place {
-        match (self.role, self.link()) {
-            (1, _) => Place::Node { ports: true },
-            (2, _) | (0, Some(LinkId::HOST)) => Place::Node { ports: false },
-            (0, Some(link)) => Place::Link(link),
-            (3, _) => Place::Peer,
-            (4, _) => Place::Cluster,
-            (5, _) => Place::External,
-            _ => Place::Elsewhere,
-        }
-    }
-}
-
-impl Keyed for Known {
-    type Key = Address;
-
-    #[inline]
-    fn key(&self) -> Option<Address> {
-        (self.link != 0 || self.role != 0).then_some(self.address)
-    }
-
-    #[inline]
-    fn hash(key: &Address, hasher: &Hasher) -> u64 {
-        hasher.hash([key.high(), key.low()])
     }
 }
 
