@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 use sluice_appliance::testing::node::{self, BOTH, Svc, packet};
+use sluice_appliance::verdict::Verdict;
 use sluice_appliance::{Address, Flow};
 use sluice_contract::DropReason;
 use std::collections::BTreeMap;
@@ -47,17 +48,24 @@ proptest! {
         let mut bench = node::node();
         bench.commit(&Svc::new(&[(a.pods[1], 80)], &[]).rows(&a));
         let count = frames.len() as u64;
+        let mut seen = BTreeMap::<DropReason, u64>::new();
         for (from, noise, to, proto, cut) in frames {
             // An honest pod, one that is not, the host, the outside, and a link that nobody configured.
             let (link, source) =
                 [(16, a.pods[0]), (16, a.pods[2]), (2, a.node), (1, a.outside), (999, a.remote)][from];
             let to = [a.pods[1], a.cluster_ip, a.node, a.outside, a.unallocated, a.pods[0]][to];
             let frame = packet(link, source, to).raw(proto).payload(&noise).build();
-            bench.send(link, &frame[..frame.len().min(cut)]);
+            let end = bench.send(link, &frame[..frame.len().min(cut)]);
+            if let Verdict::Drop(reason) = end.verdict {
+                *seen.entry(reason).or_default() += 1;
+            }
         }
         let stats = bench.pipeline.stats();
         let by_reason: u64 = DropReason::ALL.iter().map(|reason| stats.dropped(*reason)).sum();
         prop_assert_eq!(stats.received(), count);
+        for reason in DropReason::ALL.iter().copied() {
+            prop_assert_eq!(stats.dropped(reason), seen.get(&reason).copied().unwrap_or(0), "{:?}", reason);
+        }
         prop_assert_eq!(count, stats.forwarded() + stats.replied() + stats.held() + by_reason);
     }
 }
