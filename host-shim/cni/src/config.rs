@@ -125,7 +125,13 @@ impl Config {
     /// # Errors
     /// As [`Config::parse`].
     pub fn from_value(raw: Value) -> Result<Self, CniError> {
-        let fields = Raw::deserialize(&raw).map_err(|error| {
+        if raw.get("plugins").is_some_and(Value::is_array) && raw.get("type").is_none() {
+            let what = "this is a list of plugins, not the configuration of one";
+            let advice =
+                "a runtime takes one of `plugins` and adds the list's `cniVersion` and `name`";
+            return Err(CniError::new(Code::Config, what).details(&advice));
+        }
+        let fields: Raw = serde_path_to_error::deserialize(&raw).map_err(|error| {
             CniError::new(Code::Decode, "the configuration cannot be read").details(&error)
         })?;
         if fields.name.is_empty() {

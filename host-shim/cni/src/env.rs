@@ -17,6 +17,16 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// All of them, with their names in counters.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Add, "add"),
+        (Self::Del, "del"),
+        (Self::Check, "check"),
+        (Self::Gc, "gc"),
+        (Self::Status, "status"),
+        (Self::Version, "version"),
+    ];
+
     /// The verb in `CNI_COMMAND`.
     ///
     /// # Errors

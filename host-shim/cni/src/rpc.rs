@@ -89,8 +89,19 @@ pub enum Unanswered {
 impl Unanswered {
     /// What the runtime is told where the call cannot be kept for later.
     pub fn to_error(&self, code: Code) -> CniError {
-        let details = std::error::Error::source(self).map(ToString::to_string);
-        CniError::new(code, self.to_string()).details(&details.unwrap_or_default())
+        let cause = std::error::Error::source(self).map(ToString::to_string);
+        let advice = match self {
+            Self::Unreachable { .. } => {
+                Some("is sluice-node running, and is its run_dir the network's runDir?".to_owned())
+            }
+            Self::Version { .. } => Some("install the plugin that came with the node".to_owned()),
+            Self::NotAccepted(_) | Self::NotAnswered(_) => {
+                Some("`sluice status` and the node's log say more".to_owned())
+            }
+            _ => None,
+        };
+        let details: Vec<String> = cause.into_iter().chain(advice).collect();
+        CniError::new(code, self.to_string()).details(&details.join("; "))
     }
 }
 

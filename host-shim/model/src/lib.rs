@@ -10,6 +10,7 @@
 //! * [`object`]: the objects as far as the network needs them. [`validate`]: the only way to make one.
 //! * [`source`]: where objects come from. [`store`]: the cluster as it is known now.
 //! * [`compile`]: the store as tables. [`diff`]: those tables, and what has to be said to get there.
+//! * [`taint`]: what the cluster is told in turn: whether this node takes pods.
 //! * [`explain`], [`trace`]: which rules hold for whom, and which one decides. [`overview`]: what there is.
 
 pub mod compile;
@@ -21,5 +22,6 @@ pub mod object;
 pub mod overview;
 pub mod source;
 pub mod store;
+pub mod taint;
 pub mod trace;
 pub mod validate;

@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use sluice_host::api;
 use sluice_host::config::{Config, LogFormat};
 use sluice_host::node::Node;
+use sluice_host::node::readiness::Readiness;
 use tracing_subscriber::EnvFilter;
 
 /// Runs one node of Sluice: the plumbing between this machine's pods and its appliance.
@@ -89,10 +90,12 @@ fn run(config: Config) -> anyhow::Result<()> {
     let cni = sluice_host::cni::start(&node).context("Cannot serve the CNI plugin")?;
     let listener = sluice_host::node::listen(&socket)?;
     api::serve(listener, &node).context("Cannot serve the API")?;
+    let readiness = Readiness::start(&node).context("Cannot look after the node's taint")?;
     tracing::info!(socket = %socket.display(), "node is up");
     let signal = signals.wait();
     tracing::info!(?signal, "node is to stop");
-    // First: nobody adds a link while all go.
+    // First: the cluster gives no pods to a node that goes, and nobody adds a link while all go.
+    drop(readiness);
     drop(cni);
     std::fs::remove_file(&socket).context("Cannot remove the API's socket")?;
     node.stop();

@@ -8,6 +8,7 @@ use sluice_contract::Protocol;
 use sluice_contract::policy::Established as Kept;
 use sluice_model::compile::DefaultDeny;
 use sluice_model::object::{PolicyPort, Port, Prefix};
+use sluice_model::source::kube::Kubernetes;
 
 use crate::uplink::config::parse_prefix;
 
@@ -24,7 +25,7 @@ pub struct SourceConfig {
 }
 
 /// How the API server is reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KubernetesConfig {
     /// A kubeconfig; unless given, the service account of this pod or the kubeconfig of this user.
@@ -33,6 +34,27 @@ pub struct KubernetesConfig {
     /// Writes into this node's object what flannel and other nodes must know of it (`sluice node`). It takes the right to
     /// patch `nodes/status`.
     pub announce: bool,
+    /// The taint of this node that is taken away when it first forwards, and comes back when it does not for ten seconds. Empty:
+    /// the Node object is left alone.
+    pub taint: String,
+}
+
+impl Default for KubernetesConfig {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            announce: false,
+            taint: "sluice.dev/agent-not-ready".into(),
+        }
+    }
+}
+
+impl KubernetesConfig {
+    /// The API as a source, or for what else is to be said to it.
+    pub(crate) fn api(&self) -> Kubernetes {
+        let file = self.kubeconfig.as_ref();
+        file.map_or_else(Kubernetes::infer, Kubernetes::kubeconfig)
+    }
 }
 
 /// How policy is applied.

@@ -25,7 +25,6 @@ use sluice_model::finding::Finding;
 use sluice_model::object::Name;
 use sluice_model::source::announce::Announcer;
 use sluice_model::source::dir::Directory;
-use sluice_model::source::kube::Kubernetes;
 use sluice_model::source::{Running, Source};
 use sluice_model::store::Event;
 
@@ -140,18 +139,15 @@ impl Cluster {
         let mut announcer = None;
         let running = match (&source.directory, &source.kubernetes) {
             (Some(path), _) => Directory::new(path).start(sender)?,
-            (None, kubernetes) => {
-                let asked = kubernetes.clone().unwrap_or_default();
-                let mut api = match &asked.kubeconfig {
-                    Some(path) => Kubernetes::kubeconfig(path),
-                    None => Kubernetes::infer(),
-                };
-                if asked.announce {
+            (None, Some(kubernetes)) => {
+                let mut api = kubernetes.api();
+                if kubernetes.announce {
                     let (announcing, by) = api.announcing(&config.node_name);
                     (api, announcer) = (announcing, Some(by));
                 }
                 api.start(sender)?
             }
+            (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         if config.policy.mode == PolicyMode::Audit {
             tracing::warn!("policy is audited: what it denies passes, and is logged");

@@ -64,14 +64,16 @@ pub enum CommandError {
 
 impl Places {
     fn installation(&self, run_dir: &Path, version: &str) -> Installation {
+        // What a runtime calls, it calls from a directory of its own.
+        let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
         Installation {
             bin_dir: self.bin_dir.clone(),
             conf_dir: self.conf_dir.clone(),
             file: self.conf_file.clone(),
             network: self.network.clone(),
             version: version.into(),
-            run_dir: run_dir.into(),
-            state_dir: self.state_dir.clone(),
+            run_dir: whole(run_dir),
+            state_dir: whole(&self.state_dir),
         }
     }
 }
@@ -117,5 +119,28 @@ impl UninstallFlags {
             .installation(run_dir, "1.0.0")
             .uninstall(self.force)?;
         Ok("the plugin and its network are gone\n".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        flags: InstallFlags,
+    }
+
+    #[test]
+    fn c16_places_are_written_down_so_that_they_are_found_from_anywhere() {
+        let line = Line::parse_from(["install", "--state-dir", "state"]);
+        let it = line.flags.places.installation(Path::new("run"), "1.0.0");
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(
+            (it.run_dir, it.state_dir),
+            (here.join("run"), here.join("state"))
+        );
     }
 }

@@ -35,6 +35,7 @@ pub fn start(node: &Arc<Node>) -> io::Result<Server> {
     let config = node.config();
     let (run_dir, state_dir) = (&config.run_dir, &config.cni.state_dir);
     let verbs = Verbs::start(Host(node.clone()), run_dir, state_dir)?;
+    node.count_cni(verbs.counters.clone());
     Server::start(verbs, run_dir)
 }
 

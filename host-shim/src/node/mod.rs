@@ -6,6 +6,7 @@
 mod bandwidth;
 pub mod links;
 pub(crate) mod ports;
+pub mod readiness;
 pub mod report;
 mod self_test;
 mod ways;
@@ -16,11 +17,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use sluice_cni::gate::Gate;
+use sluice_cni::verbs::Counters;
 use sluice_contract::policy::PolicyKey;
 use sluice_contract::row::NodeRow;
 use sluice_contract::{Key, LinkId, Row};
@@ -108,6 +110,8 @@ pub struct Node {
     /// The kernel makes interfaces one at a time. Who waits for that here is woken once, not for each of twenty requests.
     wiring: Gate,
     started: Instant,
+    /// What the plugin's calls came to, once it is served.
+    cni: OnceLock<Arc<Counters>>,
     /// Held for as long as the daemon lives: one per run directory.
     _lock: Flock<File>,
 }
@@ -157,6 +161,7 @@ impl Node {
             offloads,
             wiring: Gate::new(WIRING),
             started: Instant::now(),
+            cni: OnceLock::new(),
             _lock: lock,
         };
         let linked = node
@@ -181,6 +186,17 @@ impl Node {
         &self.config
     }
 
+    /// Has reports show the calls of the plugin.
+    pub(crate) fn count_cni(&self, counters: Arc<Counters>) {
+        // There is one server of the plugin in a node's life.
+        let _first = self.cni.set(counters);
+    }
+
+    /// Whether its end is the end of its links.
+    fn tears_down(&self) -> bool {
+        self.config.on_stop == OnStop::TearDown
+    }
+
     /// The cluster, if it follows one.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.cluster.as_ref()
@@ -188,7 +204,7 @@ impl Node {
 
     /// Ends the node, leaving behind what the configuration says.
     pub fn stop(&self) {
-        let tear_down = self.config.on_stop == OnStop::TearDown;
+        let tear_down = self.tears_down();
         if let Some(cluster) = &self.cluster {
             cluster.stop();
         }

@@ -52,6 +52,8 @@ pub struct Status {
     pub uplink: Option<WayReport>,
     /// The way to the node itself.
     pub host_link: Option<WayReport>,
+    /// The plugin's calls, by name.
+    pub cni: BTreeMap<String, u64>,
     /// What the appliance counted, by name; absent when it does not answer.
     pub guest: Option<BTreeMap<String, u64>>,
 }
@@ -203,6 +205,7 @@ impl Node {
             links: self.link_reports(),
             uplink: self.way_report(LinkId::UPLINK),
             host_link: self.way_report(LinkId::HOST),
+            cni: self.cni.get().map(|it| it.report()).unwrap_or_default(),
             guest: self.guest_counters().map(|counters| by_name(&counters)),
             machine,
             trunk,

@@ -187,15 +187,22 @@ impl LinkSpec {
                     .map_err(self.failed("move the tap into the pod"))?;
             }
             Mode::Veth => {
-                let change = Change {
+                let set_up = Change {
                     mtu: Some(self.mtu),
                     up: true,
                     ..Change::default()
                 };
                 quiet(&name).map_err(self.failed("keep the host's IPv6 off the tap"))?;
-                host.change(index, &change)
+                let veth = self.make_veth(netns, host, index)?;
+                // After the redirects: on an interface that is up each of them waits for all processors.
+                host.change(index, &set_up)
                     .map_err(self.failed("set up the tap"))?;
-                self.make_veth(netns, host, index)?;
+                let up = Change {
+                    up: true,
+                    ..Change::default()
+                };
+                host.change(veth, &up)
+                    .map_err(self.failed("set up the veth"))?;
             }
         }
         self.set_up_pod(netns, pod)?;
@@ -210,17 +217,11 @@ impl LinkSpec {
         Ok(tap)
     }
 
-    fn make_veth(&self, netns: &Netns, host: &mut Netlink, tap: u32) -> Result<(), WiringError> {
-        let veth = match self.adopt {
-            Some(_) => self.take_over(host, tap)?,
-            None => self.make_pair(netns, host, tap)?,
-        };
-        let up = Change {
-            up: true,
-            ..Change::default()
-        };
-        host.change(veth, &up)
-            .map_err(self.failed("set up the veth"))
+    fn make_veth(&self, netns: &Netns, host: &mut Netlink, tap: u32) -> Result<u32, WiringError> {
+        match self.adopt {
+            Some(_) => self.take_over(host, tap),
+            None => self.make_pair(netns, host, tap),
+        }
     }
 
     fn make_pair(&self, netns: &Netns, host: &mut Netlink, tap: u32) -> Result<u32, WiringError> {

@@ -146,6 +146,9 @@ impl Netlink {
     pub fn add_veth(&mut self, name: &str, mtu: u16, peer: (&str, &Netns, Mac)) -> io::Result<()> {
         let (peer_name, peer_netns, peer_mac) = peer;
         let mtu = LinkAttribute::Mtu(u32::from(mtu));
+        // One queue is what a pair uses unless told otherwise. Unsaid, the kernel makes one for every processor and gives the others
+        // up again, and waits twice for all processors while nobody else can change an interface.
+        let queues = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
         let mut other = LinkMessage::default();
         other.attributes = vec![
             LinkAttribute::IfName(peer_name.into()),
@@ -153,6 +156,7 @@ impl Netlink {
             LinkAttribute::Address(peer_mac.0.to_vec()),
             LinkAttribute::NetNsFd(peer_netns.file().as_raw_fd()),
         ];
+        other.attributes.extend(queues.clone());
         let mut link = LinkMessage::default();
         link.attributes = vec![
             LinkAttribute::IfName(name.into()),
@@ -162,6 +166,7 @@ impl Netlink {
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
             ]),
         ];
+        link.attributes.extend(queues);
         self.order(RouteNetlinkMessage::NewLink(link), CREATE)
     }
 

@@ -8,6 +8,7 @@ mod install;
 mod mtu;
 mod pools;
 mod ports;
+mod readiness;
 mod status;
 mod verbs;
 

@@ -81,6 +81,8 @@ fn c04_a_pod_of_containerd_is_removed_while_the_node_is_away() {
         "nobody could free the address yet"
     );
     lab.lab.start_node().expect("a node again");
+    let status = lab.lab.status().expect("a status");
+    assert_eq!(status["cni"]["cni_deferred_del_total"], 1);
     assert_eq!(lab.left().expect("a look"), [""; 0]);
 }
 

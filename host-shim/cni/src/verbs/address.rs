@@ -42,6 +42,9 @@ impl From<IpamError> for CniError {
             IpamError::Moved { .. } => {
                 "remove the pods that have them, or restore the former pod CIDRs".into()
             }
+            IpamError::Exhausted { .. } => {
+                "remove pods, have the runtime call GC if some are leaked, or give the network more ranges".into()
+            }
             error => std::error::Error::source(error).map_or_else(String::new, |e| e.to_string()),
         };
         Self::new(code, error.to_string()).details(&details)
@@ -145,7 +148,7 @@ pub fn source(
 ) -> Result<Source, CniError> {
     let own = match &config.ipam {
         None => OwnConfig::default(),
-        Some(ipam) => OwnConfig::deserialize(ipam).map_err(|error| {
+        Some(ipam) => serde_path_to_error::deserialize(ipam).map_err(|error| {
             CniError::new(Code::Decode, "the ipam configuration cannot be read").details(&error)
         })?,
     };

@@ -21,7 +21,7 @@ use address::Pools;
 use node::Node;
 use record::{Key, Records};
 use serde_json::Value;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +38,27 @@ pub struct Counters {
     pub deferred_dels: AtomicU64,
     /// Attachments that GC found stale.
     pub collected: AtomicU64,
+    /// Calls that succeeded and calls that failed, by the order of [`Verb::ALL`].
+    pub answered: [[AtomicU64; 2]; Verb::ALL.len()],
+}
+
+impl Counters {
+    /// By name; calls of verbs that nobody used are left out.
+    pub fn report(&self) -> BTreeMap<String, u64> {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut all = BTreeMap::from([
+            ("cni_deferred_del_total".into(), value(&self.deferred_dels)),
+            ("cni_collected_total".into(), value(&self.collected)),
+        ]);
+        for ((_, verb), counters) in Verb::ALL.iter().zip(&self.answered) {
+            for (how, counter) in ["", "failed_"].iter().zip(counters) {
+                if value(counter) > 0 {
+                    all.insert(format!("cni_{verb}_{how}total"), value(counter));
+                }
+            }
+        }
+        all
+    }
 }
 
 /// All verbs of a node.
@@ -53,7 +74,7 @@ pub struct Verbs<N> {
     steady: Mutex<status::Steady>,
     /// Attachments that a GC did not list although they look alive, and since when.
     unlisted: Mutex<HashMap<Key, Instant>>,
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 /// The attachments that a call works on.
@@ -121,7 +142,7 @@ impl<N: Node> Verbs<N> {
             ports: Mutex::default(),
             steady: Mutex::default(),
             unlisted: Mutex::default(),
-            counters: Counters::default(),
+            counters: Arc::default(),
         });
         verbs.undo_half_made();
         verbs.carry_out_deferred();
@@ -153,6 +174,11 @@ impl<N: Node> Verbs<N> {
                 Verb::Version => Ok(Some(plugin::version_object())),
             },
         };
+        let failed = usize::from(answered.is_err());
+        let of_verb = Verb::ALL.iter().position(|(verb, _)| *verb == env.verb);
+        if let Some(count) = of_verb.and_then(|n| self.counters.answered.get(n)?.get(failed)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         // The caller may be gone; what it asked for is done or was refused.
         let _heard = match answered {
             Ok(Some(value)) => deliver(Body::Result(value)),

@@ -10,8 +10,9 @@ use crate::verbs::node::Link;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -50,6 +51,9 @@ pub struct Record {
     pub path: String,
 }
 
+/// What the kernel writes without looking whether the writer has been killed.
+const PAGE: usize = 4096;
+
 /// The version of a record.
 pub const VERSION: u32 = 1;
 
@@ -75,7 +79,10 @@ impl Records {
                 continue;
             }
             for path in entries(&network)? {
-                if let Some(record) = read(&path)? {
+                if path.metadata()?.len() == 0 {
+                    // Made and not written: nothing was begun.
+                    fs::remove_file(&path)?;
+                } else if let Some(record) = read(&path)? {
                     known.insert(record.key.clone(), Arc::new(record));
                 }
             }
@@ -96,26 +103,48 @@ impl Records {
             .join(format!("{}@{}", key.container_id, key.ifname))
     }
 
-    /// Writes a record; a reader sees the old one or the new one.
+    /// Writes a record; whoever dies in the middle leaves the old one or the new one, or a file that says nothing where there was
+    /// none: the run directory outlives processes and no power cut, so no file is made beside it and renamed.
     ///
     /// # Errors
     /// As the disk says.
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let path = self.path(&record.key);
         fs::create_dir_all(self.root.join(&record.key.network))?;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        let mut bytes = serde_json::to_vec(record)?;
+        // Nothing of a longer one shows behind it.
+        let before = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        if bytes.len() < before && before <= PAGE {
+            bytes.resize(before, b' ');
+        }
+        if before == 0 || bytes.len().max(before) <= PAGE {
+            // One write of one page is done or not begun when its process is killed.
+            file.write_all_at(&bytes, 0)?;
+        } else {
+            drop(file);
+            self.replace(&record.key, &path, &bytes)?;
+        }
+        self.known()
+            .insert(record.key.clone(), Arc::new(record.clone()));
+        Ok(())
+    }
+
+    fn replace(&self, key: &Key, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let Key {
             network,
             container_id,
             ifname,
-        } = &record.key;
+        } = key;
         let temporary = self
             .root
             .join(format!(".{network}-{container_id}@{ifname}"));
-        fs::write(&temporary, serde_json::to_vec(record)?)?;
-        fs::rename(&temporary, &path)?;
-        self.known()
-            .insert(record.key.clone(), Arc::new(record.clone()));
-        Ok(())
+        fs::write(&temporary, bytes)?;
+        fs::rename(&temporary, path)
     }
 
     /// The record of `key`.

@@ -100,6 +100,7 @@ fn c04_a_del_without_node_succeeds_is_kept_on_disk_and_carried_out_later() {
     assert!(!f.path("state/deferred/net/a@eth0").exists());
     let counters = &f.verbs.as_ref().unwrap().counters;
     assert_eq!(counters.deferred_dels.load(Ordering::Relaxed), 1);
+    assert_eq!(counters.report()["cni_deferred_del_total"], 1);
 }
 
 #[test]

@@ -229,3 +229,33 @@ fn c20_input_that_never_ends_is_cut() {
     assert_eq!(said["code"], 5);
     assert!(started.elapsed() < Duration::from_secs(30));
 }
+
+#[test]
+fn what_is_wrong_with_a_configuration_is_said_by_its_key_and_with_what_to_do() {
+    let f = Fixture::new();
+    let add = |config: &Value| f.call("ADD", "a", config);
+    let list =
+        json!({"cniVersion": "1.0.0", "name": "net", "plugins": [f.config("1.0.0", json!({}))]});
+    let said = add(&list).error(7);
+    assert!(
+        said.contains("list of plugins") && said.contains("`name`"),
+        "{said}"
+    );
+    let said = add(&f.config("1.0.0", json!({"mtu": "big"}))).error(6);
+    assert!(said.contains("mtu"), "{said}");
+    let ranges = json!({"ipam": {"type": "sluice", "ranges": [[{"subnet": 5}]]}});
+    let said = add(&f.config("1.0.0", ranges)).error(6);
+    assert!(said.contains("ranges[0][0].subnet"), "{said}");
+    let tiny =
+        json!({"ipam": {"type": "sluice", "dataDir": f.path("data"), "subnet": "10.1.0.0/30"}});
+    let tiny = f.config("1.0.0", tiny);
+    add(&tiny).result();
+    let said = f.call("ADD", "b", &tiny).error(101);
+    assert!(
+        said.contains("1 of 1 used") && said.contains("more ranges"),
+        "{said}"
+    );
+    let f = Fixture::without_node();
+    let said = f.call("ADD", "a", &f.config("1.0.0", json!({}))).error(11);
+    assert!(said.contains("is sluice-node running"), "{said}");
+}

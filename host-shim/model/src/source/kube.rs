@@ -76,8 +76,9 @@ pub struct Kubernetes {
     writer: Option<Writer>,
 }
 
+/// Whose credentials are used.
 #[derive(Debug)]
-enum Access {
+pub(crate) enum Access {
     /// In a pod: its service account. Else `KUBECONFIG` or `~/.kube/config`.
     Infer,
     File(PathBuf),
@@ -117,6 +118,14 @@ impl Kubernetes {
         let (announcer, writer) = announce::pair(node);
         self.writer = Some(writer);
         (self, announcer)
+    }
+
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        self.patience
     }
 
     #[must_use]
@@ -214,7 +223,7 @@ async fn follow(source: Kubernetes, events: Sender<Event>) {
     tasks.join_next().await;
 }
 
-async fn connect(access: &Access) -> Result<Client, String> {
+pub(crate) async fn connect(access: &Access) -> Result<Client, String> {
     let mut config = match access {
         Access::Infer => Config::infer().await.map_err(|it| it.to_string())?,
         Access::File(path) => {
@@ -559,23 +568,23 @@ struct Notice {
 }
 
 /// Longer after each failure, and never the same for two clients.
-pub(super) struct BackOff {
+pub(crate) struct BackOff {
     patience: Patience,
     next: Duration,
 }
 
 impl BackOff {
-    pub(super) fn new(patience: Patience) -> Self {
+    pub(crate) fn new(patience: Patience) -> Self {
         let next = patience.first;
         Self { patience, next }
     }
 
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.patience.first;
     }
 
     /// From half to all of the time that it is now.
-    pub(super) fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self) -> Duration {
         let now = self.next;
         self.next = (now * 2).min(self.patience.most);
         let random = std::hash::RandomState::new().build_hasher().finish();

@@ -227,7 +227,7 @@ fn serve(shared: &(Mutex<State>, Condvar), stream: &TcpStream) -> std::io::Resul
             at.and_then(|at| state.faults.remove(at))
                 .map(|(_, fault)| fault)
         };
-        if line.starts_with("PATCH ") {
+        if line.starts_with("PATCH ") && target.ends_with("/status") {
             match fault {
                 Some(Fault::Status(code, header)) => answer(stream, code, header, "{}", false)?,
                 Some(_) => return Ok(()),
@@ -235,7 +235,19 @@ fn serve(shared: &(Mutex<State>, Condvar), stream: &TcpStream) -> std::io::Resul
             }
             continue;
         }
-        let (path, query) = target.split_once('?').unwrap();
+        let Some((path, query)) = target.split_once('?') else {
+            match fault {
+                Some(Fault::Drop) => return Ok(()),
+                Some(Fault::Status(code, header)) => answer(stream, code, header, "{}", false)?,
+                _ => {
+                    let patch = (!body.is_empty()).then(|| serde_json::from_slice(&body).unwrap());
+                    let (code, object) = one(&mut shared.0.lock().unwrap(), &target, patch);
+                    shared.1.notify_all();
+                    answer(stream, code, "", &object.to_string(), false)?;
+                }
+            }
+            continue;
+        };
         let parameter = |key: &str| {
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             pairs
@@ -304,6 +316,38 @@ fn list(state: &State, path: &str, from: usize) -> Value {
         String::new()
     };
     json!({"kind": "List", "metadata": {"resourceVersion": state.version.to_string(), "continue": next}, "items": items})
+}
+
+/// One object without a namespace: as it is, or with its taints changed by whoever knows its version.
+fn one(state: &mut State, target: &str, patch: Option<Value>) -> (u16, Value) {
+    let refused = |code: u16, reason: &str| {
+        let status = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason});
+        (code, status)
+    };
+    let (path, name) = target.rsplit_once('/').unwrap();
+    let name = format!("/{name}");
+    let Some(mut object) = state
+        .objects
+        .get(path)
+        .and_then(|all| all.get(&name))
+        .cloned()
+    else {
+        return refused(404, "NotFound");
+    };
+    let Some(patch) = patch else {
+        return (200, object);
+    };
+    if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+        return refused(409, "Conflict");
+    }
+    state.version += 1;
+    object["metadata"]["resourceVersion"] = json!(state.version.to_string());
+    object["spec"]["taints"] = patch["spec"]["taints"].clone();
+    let all = state.objects.entry(path.into()).or_default();
+    all.insert(name, object.clone());
+    let event = json!({"type": "MODIFIED", "object": object});
+    state.history.push((state.version, path.into(), event));
+    (200, object)
 }
 
 fn answer(

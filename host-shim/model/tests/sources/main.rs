@@ -6,6 +6,7 @@
 )]
 
 mod api;
+mod taint;
 
 use std::fs;
 use std::sync::mpsc::{Receiver, channel};
