@@ -18,7 +18,7 @@ use crate::packet::{BATCH, Batch, Outcome, Packet};
 /// Steps of housekeeping per turn.
 const SWEEP_BUDGET: usize = 64;
 /// Nanoseconds of control work per turn.
-const CONTROL_BUDGET: u64 = 50_000;
+const CONTROL_BUDGET: u64 = 25_000;
 /// A slice of control work that takes longer is counted.
 const LONG_SLICE: u64 = 100_000;
 /// Between two signs of life while running: half of what is owed.

@@ -97,7 +97,38 @@ fn services() -> Result<()> {
         let text = service(extra).replace(&slice(extra, true), &slice(extra, n % 2 == 1));
         policy::write(&lab, "one.yaml", &text)
     })?;
+    many_rows(&lab)?;
     end(&mut lab)
+}
+
+/// Every endpoint of a tenth of the Services gets another port: some ten thousand rows in one change, twice, so that the second
+/// one meets memory that was in use before.
+fn many_rows(lab: &Lab) -> Result<()> {
+    let slices = |status: &Value| {
+        ["slices", "long_slices"].map(|it| number(status, &format!("/guest/{it}")))
+    };
+    for port in ["port: 8081, protocol", "port: 8082, protocol"] {
+        let before = lab.status()?;
+        let text: String = (0..FILE).map(service).collect();
+        let text = text.replace("port: 8080, protocol", port);
+        policy::write(lab, "services-0.yaml", &text)?;
+        let after = command::until("the change in force", Duration::from_secs(20), || {
+            let status = lab.status()?;
+            let generation = |status: &Value| status["control"]["generation"].clone();
+            anyhow::ensure!(generation(&status) != generation(&before), "not yet");
+            Ok(status)
+        })?;
+        let [[a, b], [c, d]] = [slices(&before), slices(&after)];
+        println!(
+            "  {} endpoints change their port: compiled in {:.1} ms, pushed and acknowledged in {:.1} ms; {} of {} slices over 100 µs",
+            FILE * ENDPOINTS,
+            number(&after, "/cluster/compile_ms"),
+            number(&after, "/control/last_change_ms"),
+            d - b,
+            c - a,
+        );
+    }
+    Ok(())
 }
 
 fn network_policy(n: usize, port: usize) -> String {
