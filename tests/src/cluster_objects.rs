@@ -13,6 +13,8 @@ pub const CLUSTER_PORT: u16 = 30080;
 pub const LOCAL_PORT: u16 = 30081;
 /// The port at every node of a Service that nobody serves.
 pub const NOBODYS_PORT: u16 = 30082;
+/// The port at every node on which load balancers ask for the endpoints of the Service with the policy Local.
+pub const HEALTH_PORT: u16 = 30083;
 /// What a load balancer has given the Service: one address in each family, by either traffic policy.
 pub const CLUSTER_LB: [&str; 2] = ["198.51.100.80", "2001:db8:80::80"];
 pub const LOCAL_LB: [&str; 2] = ["198.51.100.81", "2001:db8:80::81"];
@@ -160,6 +162,10 @@ fn service(
         "LoadBalancer" => format!("  loadBalancerSourceRanges: {NEAR}\n"),
         _ => String::new(),
     };
+    let health = match (kind, policy) {
+        ("LoadBalancer", "Local") => format!("  healthCheckNodePort: {HEALTH_PORT}\n"),
+        _ => String::new(),
+    };
     let port = |protocol: &str| {
         format!(
             "{{name: {}, protocol: {protocol}, port: {SERVICE_PORT}, targetPort: 7000, nodePort: {node_port}}}",
@@ -173,7 +179,7 @@ metadata: {{name: {name}, namespace: default}}
 spec:
   type: {kind}
   externalTrafficPolicy: {policy}
-{ranges}  clusterIP: 10.96.0.{last}
+{ranges}{health}  clusterIP: 10.96.0.{last}
   clusterIPs: [10.96.0.{last}, 'fd00:96::{last}']
   ipFamilies: [IPv4, IPv6]
   ipFamilyPolicy: RequireDualStack

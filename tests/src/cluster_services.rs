@@ -5,7 +5,8 @@ use crate::capture::Capture;
 use crate::cluster::{Cluster, FAR4, FAR6};
 use crate::cluster_claims::Claim;
 use crate::cluster_objects::{
-    CLUSTER_IPS, CLUSTER_LB, CLUSTER_PORT, LOCAL_LB, LOCAL_PORT, NOBODYS_PORT, SERVICE_PORT,
+    CLUSTER_IPS, CLUSTER_LB, CLUSTER_PORT, HEALTH_PORT, LOCAL_LB, LOCAL_PORT, NOBODYS_PORT,
+    SERVICE_PORT,
 };
 use crate::command;
 use crate::lab::Lab;
@@ -20,7 +21,7 @@ const BULK: u64 = 1_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// All of them, by what they say.
-pub const ALL: [(&str, Claim); 4] = [
+pub const ALL: [(&str, Claim); 5] = [
     (
         "ClusterIPs lead to other nodes",
         cluster_ips_lead_across_nodes,
@@ -30,6 +31,10 @@ pub const ALL: [(&str, Claim); 4] = [
     (
         "a load balancer's addresses lead to their Service",
         load_balancers_addresses_lead_to_their_service,
+    ),
+    (
+        "load balancers learn where the endpoints are",
+        load_balancers_learn_where_the_endpoints_are,
     ),
 ];
 
@@ -190,4 +195,32 @@ pub fn load_balancers_addresses_lead_to_their_service(cluster: &Cluster) -> Resu
         reached(cluster, &pod.netns, &to, own)?;
     }
     Ok("by every node and from a pod; not for who is in none of its source ranges".into())
+}
+
+/// Every node says on the health check port whether it has endpoints of the Service with the policy Local.
+///
+/// # Errors
+/// If one does not, or says something else.
+pub fn load_balancers_learn_where_the_endpoints_are(cluster: &Cluster) -> Result<String> {
+    for (number, _) in (1..).zip(&cluster.nodes) {
+        let (status, count) = match number {
+            2 => ("HTTP/1.1 200", 1),
+            _ => ("HTTP/1.1 503", 0),
+        };
+        for own in Cluster::own(number) {
+            let ask = format!(
+                "exec 3<>/dev/tcp/{own}/{HEALTH_PORT} && printf 'GET / HTTP/1.1\\r\\n\\r\\n' >&3 && cat <&3"
+            );
+            command::until("an answer", PATIENCE, || {
+                let answer = cluster.outside.run(&["timeout", "2", "bash", "-c", &ask])?;
+                let endpoints = format!("\"localEndpoints\":{count}");
+                ensure!(
+                    answer.starts_with(status) && answer.contains(&endpoints),
+                    "node {number} says {answer}"
+                );
+                Ok(())
+            })?;
+        }
+    }
+    Ok("one endpoint at node 2, none elsewhere, asked from outside in both families".into())
 }

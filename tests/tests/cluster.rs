@@ -98,9 +98,9 @@ fn e01_b01_pods_and_the_outside_reach_each_other_and_the_hosts_own_stays_the_hos
 }
 
 #[test]
-fn s08_s10_s11_s12_s13_s21_w06_n24_services_are_reached_across_nodes_and_from_outside() {
+fn s02_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and_from_outside() {
     need!(
-        "s08_s10_s11_s12_s13_s21_w06_n24_services_are_reached_across_nodes_and_from_outside",
+        "s02_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and_from_outside",
         Root,
         Kvm,
         Tool("ip"),

@@ -5,6 +5,7 @@
 
 mod audit;
 pub mod config;
+mod health;
 pub mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ use sluice_model::source::{Running, Source};
 use sluice_model::store::Event;
 
 use self::config::{PolicyMode, SourceConfig};
+use self::health::Health;
 use crate::config::Config;
 use crate::control::Control;
 use crate::files;
@@ -55,6 +57,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     control: Control,
+    health: Health,
     identities: PathBuf,
 }
 
@@ -117,6 +120,8 @@ impl Cluster {
             }
             (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
         };
+        let asked = control.clone();
+        let health = Health::start(move || asked.status().settled)?;
         control.hold();
         let shared = Arc::new(Shared {
             mode,
@@ -133,6 +138,7 @@ impl Cluster {
             }),
             changed: Condvar::new(),
             control: control.clone(),
+            health,
             identities,
         });
         let (sender, events) = channel();
@@ -347,6 +353,7 @@ impl Shared {
             tracing::info!(source = self.mode, place = %self.place, ?compiled, rows, "the cluster is known");
             self.control.release();
         }
+        self.health.serve(state.model.health_checks());
         self.keep_displaced(state);
         self.changed.notify_all();
         revision
