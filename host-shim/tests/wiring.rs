@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -300,6 +300,41 @@ fn link_whose_namespace_is_gone_is_removed_all_the_same() {
         assert_eq!(host.interfaces(), BTreeSet::from(["lo".to_owned()]));
         let error = host.run(|| Ok(link.attach().unwrap_err()));
         assert!(error.to_string().contains("namespace"), "{error}");
+    }
+}
+
+/// The kernel takes the interfaces of a namespace some time after its end, and others remove the link meanwhile: whoever comes
+/// second has found an interface that is not there any more when it is to be removed.
+#[test]
+fn c03_a_link_is_removed_while_its_namespace_ends_and_by_several_at_once() {
+    const AT_ONCE: usize = 4;
+    let Some([host, ..]) = namespaces() else {
+        return;
+    };
+    for round in 0..40 {
+        for mode in [Mode::Veth, Mode::Tap] {
+            let pod = Namespace::new().unwrap();
+            let link = spec(&pod, 16, mode);
+            drop(host.run(|| link.create().map_err(io::Error::other)));
+            let start = Barrier::new(AT_ONCE + 1);
+            std::thread::scope(|scope| {
+                let removals: [_; AT_ONCE] = std::array::from_fn(|_| {
+                    scope.spawn(|| {
+                        host.run(|| {
+                            start.wait();
+                            Ok(link.remove())
+                        })
+                    })
+                });
+                start.wait();
+                drop(pod);
+                for removal in removals {
+                    let removed = removal.join().unwrap();
+                    assert!(removed.is_ok(), "round {round}, {mode:?}: {removed:?}");
+                }
+            });
+            assert_eq!(host.interfaces(), BTreeSet::from(["lo".to_owned()]));
+        }
     }
 }
 

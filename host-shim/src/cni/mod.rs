@@ -24,7 +24,7 @@ use crate::control::NotInForce;
 use crate::node::links::LinkError;
 use crate::node::{self, Node};
 use crate::wiring::netlink::Netlink;
-use crate::wiring::netns::Netns;
+use crate::wiring::netns::{Netns, is_out_of_means};
 use crate::wiring::{LinkSpec, Mode};
 
 /// Serves the CNI plugin until the server is dropped.
@@ -124,7 +124,8 @@ impl CniNode for Host {
             let mut pod = Netns::open(Path::new(&link.netns))?.run(Netlink::open)?;
             Ok(pod.interface(&link.ifname)?.is_some())
         };
-        found().unwrap_or(false)
+        // Who cannot look has not seen that it is gone.
+        found().unwrap_or_else(|error| is_out_of_means(&error))
     }
 
     fn health(&self) -> Health {

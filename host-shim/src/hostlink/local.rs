@@ -56,7 +56,7 @@ impl LocalPorts {
         };
         for family in none.families() {
             for rule in rules_at(netlink, family, OURS)? {
-                netlink.order(RouteNetlinkMessage::DelRule(rule), 0)?;
+                netlink.delete_rule(rule)?;
             }
         }
         none.give_back(netlink)?;
@@ -87,7 +87,7 @@ impl LocalPorts {
             }
         }
         for port in self.present.clone().difference(wanted) {
-            netlink.order(RouteNetlinkMessage::DelRule(port_rule(port)), 0)?;
+            netlink.delete_rule(port_rule(port))?;
             self.present.remove(port);
         }
         if wanted.is_empty() {
@@ -109,8 +109,7 @@ impl LocalPorts {
         for family in self.families() {
             if !rules_at(netlink, family, FIRST)?.is_empty() {
                 add(netlink, local_rule(family, LOCAL))?;
-                let first = RouteNetlinkMessage::DelRule(local_rule(family, FIRST));
-                netlink.order(first, 0)?;
+                netlink.delete_rule(local_rule(family, FIRST))?;
             }
         }
         Ok(())
@@ -120,7 +119,7 @@ impl LocalPorts {
         for family in self.families() {
             for moved in rules_at(netlink, family, LOCAL)? {
                 add(netlink, local_rule(family, FIRST))?;
-                netlink.order(RouteNetlinkMessage::DelRule(moved), 0)?;
+                netlink.delete_rule(moved)?;
             }
         }
         accept_own_address(false)

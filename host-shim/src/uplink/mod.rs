@@ -260,12 +260,16 @@ impl Uplink {
             // It has nothing to say.
             let _ = thread.join();
         }
+        // A card that is gone took its filters with it.
         let given_back = Netlink::open().and_then(|mut netlink| {
-            let card = netlink.index(&self.interface)?;
-            netlink.unredirect(card)
+            let card = netlink.interface(&self.interface)?;
+            card.map_or(Ok(()), |card| netlink.unredirect(card.index))
         });
-        if let Err(error) = given_back.and_then(|()| self.reserved.give_back()) {
+        if let Err(error) = given_back {
             tracing::warn!(interface = %self.interface, %error, "the card keeps its filters");
+        }
+        if let Err(error) = self.reserved.give_back() {
+            tracing::warn!(%error, "the pods' ports stay kept from the host's programs");
         }
     }
 }

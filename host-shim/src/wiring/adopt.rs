@@ -4,11 +4,8 @@
 
 use std::io;
 
-use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::tc::{TcHandle, TcMessage};
 
 use super::netlink::{Change, Netlink};
 use super::{LinkSpec, WiringError, quiet};
@@ -64,39 +61,5 @@ impl Netlink {
         link.header.index = index;
         link.attributes.push(LinkAttribute::Controller(0));
         self.order(RouteNetlinkMessage::SetLink(link), 0)
-    }
-
-    /// Removes all addresses but the link-local ones that the kernel made; the routes through them go with them.
-    fn flush_addresses(&mut self, index: u32) -> io::Result<()> {
-        let mut found = Vec::new();
-        let ask = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.request(ask, NLM_F_DUMP, |answer| {
-            if let RouteNetlinkMessage::NewAddress(message) = answer
-                && message.header.index == index
-                && message.header.scope != netlink_packet_route::address::AddressScope::Link
-            {
-                found.push(message);
-            }
-        })?;
-        for message in found {
-            self.order(RouteNetlinkMessage::DelAddress(message), 0)?;
-        }
-        Ok(())
-    }
-
-    fn remove_redirect(&mut self, index: u32) -> io::Result<()> {
-        let mut qdisc = TcMessage::with_index(index.cast_signed());
-        qdisc.header.parent = TcHandle::CLSACT;
-        qdisc.header.handle = TcHandle {
-            major: 0xffff,
-            minor: 0,
-        };
-        match self.order(RouteNetlinkMessage::DelQueueDiscipline(qdisc), 0) {
-            // There is none.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
-                Ok(())
-            }
-            outcome => outcome,
-        }
     }
 }

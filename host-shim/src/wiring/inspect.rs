@@ -155,8 +155,10 @@ impl Netlink {
             }
         });
         match outcome {
-            // No queue discipline, so no filter.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            // No queue discipline, or no interface any more, so no filter.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => {
+                Ok(false)
+            }
             outcome => outcome.map(|()| found),
         }
     }

@@ -10,6 +10,7 @@ mod adopt;
 mod inspect;
 pub mod netlink;
 pub mod netns;
+mod removal;
 pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -24,7 +25,7 @@ use sluice_contract::row::NodeRow;
 use sluice_contract::{LinkId, Mac};
 
 use self::netlink::{Change, Netlink};
-use self::netns::{Netns, set_sysctl};
+use self::netns::{Netns, is_out_of_means, set_sysctl};
 
 /// How the pod's `eth0` reaches the tap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,13 +137,16 @@ impl LinkSpec {
     /// Removes whatever there is of the link. A namespace that is gone took its end with it.
     ///
     /// # Errors
-    /// The step that failed; the others are done all the same.
+    /// The step that failed: something of the link may be left, to be removed by another call.
     pub fn remove(&self) -> Result<(), WiringError> {
         let mut host = Netlink::open().map_err(self.failed("open netlink"))?;
-        let mut pod = self
-            .open_netns()
-            .ok()
-            .and_then(|n| n.run(Netlink::open).ok());
+        let pod = || Netns::open(&self.netns)?.run(Netlink::open);
+        let mut pod = match (self.mode, pod()) {
+            (Mode::Tap, Err(error)) if is_out_of_means(&error) => {
+                return Err(self.failed("look for the pod's end")(error));
+            }
+            (_, pod) => pod.ok(),
+        };
         self.remove_from(&mut host, pod.as_mut())
     }
 

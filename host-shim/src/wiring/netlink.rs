@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -79,13 +79,15 @@ pub struct Netlink {
 }
 
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// How often a list is asked for that changes while it is told. The last one counts as it is: who needs it looks again.
+const LISTINGS: usize = 8;
 /// `ETH_P_ALL`, in network byte order as `tcm_info` wants it.
 const ALL_PROTOCOLS: u16 = 3u16.to_be();
 /// Priorities of the filters on interfaces that are not ours, by set and family: by these they are found again. There are two
 /// sets, so that one can be made before the other goes.
-const MATCHING: [[u16; 2]; 2] = [[0x534c, 0x534d], [0x534e, 0x534f]];
+pub(super) const MATCHING: [[u16; 2]; 2] = [[0x534c, 0x534d], [0x534e, 0x534f]];
 /// The families' EtherTypes.
-const ETHERTYPES: [u16; 2] = [0x0800, 0x86dd];
+pub(super) const ETHERTYPES: [u16; 2] = [0x0800, 0x86dd];
 
 impl Netlink {
     /// Opens a socket to the calling thread's namespace.
@@ -191,16 +193,6 @@ impl Netlink {
         ];
         link.attributes = attributes.into_iter().flatten().collect();
         self.order(RouteNetlinkMessage::SetLink(link), 0)
-    }
-
-    /// Deletes an interface.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn delete(&mut self, index: u32) -> io::Result<()> {
-        let mut link = LinkMessage::default();
-        link.header.index = index;
-        self.order(RouteNetlinkMessage::DelLink(link), 0)
     }
 
     /// Gives an interface an address of its own: /32 or /128, no prefix route, no duplicate detection.
@@ -360,35 +352,6 @@ impl Netlink {
         self.add_filter(from, to, (priority, ethertype.to_be()), selector)
     }
 
-    /// Takes back all of [`redirect_matching`](Self::redirect_matching).
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn unredirect(&mut self, from: u32) -> io::Result<()> {
-        (0..MATCHING.len()).try_for_each(|set| self.unredirect_set(from, set))
-    }
-
-    /// Takes back one set of filters.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn unredirect_set(&mut self, from: u32, set: usize) -> io::Result<()> {
-        let priorities = MATCHING[set % MATCHING.len()];
-        for (priority, ethertype) in priorities.into_iter().zip(ETHERTYPES) {
-            let filter = filter_at(from, (priority, ethertype.to_be()));
-            match self.order(RouteNetlinkMessage::DelTrafficFilter(filter), 0) {
-                Err(error)
-                    if ![Some(libc::ENOENT), Some(libc::EINVAL)]
-                        .contains(&error.raw_os_error()) =>
-                {
-                    return Err(error);
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     fn add_filter(
         &mut self,
         from: u32,
@@ -415,8 +378,26 @@ impl Netlink {
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
-        mut each: impl FnMut(RouteNetlinkMessage),
+        each: impl FnMut(RouteNetlinkMessage),
     ) -> io::Result<()> {
+        for _ in 1..LISTINGS {
+            let mut answers = Vec::new();
+            if self.exchange(message.clone(), flags, |answer| answers.push(answer))? {
+                answers.into_iter().for_each(each);
+                return Ok(());
+            }
+        }
+        self.exchange(message, flags, each).map(drop)
+    }
+
+    /// The same once. False if the list has changed while the kernel told it: it may lack what was there all the time.
+    fn exchange(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<bool> {
+        let mut whole = true;
         self.sequence = self.sequence.wrapping_add(1);
         let mut packet = NetlinkMessage::from(message);
         packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -438,13 +419,14 @@ impl Netlink {
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }
+                whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
                 match answer.payload {
                     NetlinkPayload::Error(error) => {
-                        return error.code.map_or(Ok(()), |_| Err(error.to_io()));
+                        return error.code.map_or(Ok(whole), |_| Err(error.to_io()));
                     }
                     NetlinkPayload::InnerMessage(inner) => each(inner),
                     // The end of a dump, which has no acknowledgement.
-                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Done(_) => return Ok(whole),
                     _ => {}
                 }
             }
@@ -452,7 +434,7 @@ impl Netlink {
     }
 }
 
-fn clsact(index: u32) -> TcMessage {
+pub(super) fn clsact(index: u32) -> TcMessage {
     let mut qdisc = TcMessage::with_index(index.cast_signed());
     qdisc.header.parent = TcHandle::CLSACT;
     qdisc.header.handle = TcHandle {
@@ -464,7 +446,7 @@ fn clsact(index: u32) -> TcMessage {
 }
 
 /// The place of filters: priority, and protocol in network byte order.
-fn filter_at(index: u32, (priority, protocol): (u16, u16)) -> TcMessage {
+pub(super) fn filter_at(index: u32, (priority, protocol): (u16, u16)) -> TcMessage {
     let mut filter = TcMessage::with_index(index.cast_signed());
     filter.header.parent = TcHandle {
         major: 0xffff,

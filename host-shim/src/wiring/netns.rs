@@ -53,6 +53,19 @@ impl Netns {
     }
 }
 
+/// Whether an error says nothing about the namespace: this process or the kernel had no more of what it takes to look.
+pub fn is_out_of_means(error: &io::Error) -> bool {
+    let short = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::EAGAIN,
+        libc::ENOBUFS,
+        libc::EINTR,
+    ];
+    error.raw_os_error().is_some_and(|e| short.contains(&e))
+}
+
 /// Sets a network sysctl (`ipv6/conf/eth0/accept_ra`) in the calling thread's namespace. A sysctl that this kernel does not
 /// have is left alone: the feature it would turn off is not there either.
 ///
