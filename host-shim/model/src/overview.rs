@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{Attached, Config, Group, Model, endpoints_of};
+use crate::compile::{Attached, Config, Group, Snapshot, endpoints_of};
 use crate::object::{Kind, Labels, Name, Pod, PodSelector, Service, ServicePort, Tier};
 use crate::store::Store;
 
@@ -131,12 +131,12 @@ impl Groups {
 }
 
 /// All Services that have an address.
-pub fn services(model: &Model) -> Vec<ServiceSummary> {
-    let links: Vec<&Attached> = model.links().values().collect();
-    let all = model.store().services();
+pub fn services(now: &Snapshot) -> Vec<ServiceSummary> {
+    let links: Vec<&Attached> = now.links.values().collect();
+    let all = now.store.services();
     let served = all.filter(|it| !it.cluster_ips.is_empty());
     served
-        .map(|it| summary(it, model.store(), model.config(), &links))
+        .map(|it| summary(it, &now.store, &now.config, &links))
         .collect()
 }
 

@@ -54,24 +54,27 @@ impl Changes {
     }
 }
 
+/// Objects of one kind. Whoever has a snapshot has the same ones, until one of them changes.
+type Shared<K, V> = Arc<BTreeMap<K, V>>;
+
 /// All objects.
 #[derive(Debug, Default)]
 pub struct Store {
-    pub(crate) namespaces: BTreeMap<Arc<str>, Arc<Labels>>,
+    pub(crate) namespaces: Shared<Arc<str>, Arc<Labels>>,
     /// Of those that name one.
-    address_pools: BTreeMap<Arc<str>, Arc<str>>,
+    address_pools: Shared<Arc<str>, Arc<str>>,
     /// With which DSCP packets of a namespace's pods go on, where it says.
-    egress_dscps: BTreeMap<Arc<str>, u8>,
+    egress_dscps: Shared<Arc<str>, u8>,
     /// Policies that no source gave and none takes away.
-    own_policies: BTreeSet<Name>,
-    pub(crate) nodes: BTreeMap<Arc<str>, Node>,
-    pub(crate) pods: BTreeMap<Name, Pod>,
-    pub(crate) services: BTreeMap<Name, Service>,
-    pub(crate) slices: BTreeMap<Name, EndpointSlice>,
+    own_policies: Arc<BTreeSet<Name>>,
+    pub(crate) nodes: Shared<Arc<str>, Node>,
+    pub(crate) pods: Shared<Name, Pod>,
+    pub(crate) services: Shared<Name, Service>,
+    pub(crate) slices: Shared<Name, EndpointSlice>,
     /// Slices by service.
-    pub(crate) slices_of: BTreeMap<Name, BTreeSet<Name>>,
-    pub(crate) network_policies: BTreeMap<Name, NetworkPolicy>,
-    pub(crate) cluster_policies: BTreeMap<Name, ClusterPolicy>,
+    pub(crate) slices_of: Shared<Name, BTreeSet<Name>>,
+    pub(crate) network_policies: Shared<Name, NetworkPolicy>,
+    pub(crate) cluster_policies: Shared<Name, ClusterPolicy>,
     findings: BTreeMap<String, Vec<Finding>>,
     changes: Changes,
     in_sync: bool,
@@ -103,6 +106,28 @@ impl Store {
                 self.lost = None;
             }
             Event::Lost { reason } => self.lost = Some(reason),
+        }
+    }
+
+    /// The objects as they are now, for whoever wants to look at them for longer. Costs nothing but a copy of the kinds that
+    /// change while it is looked at.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        Self {
+            namespaces: self.namespaces.clone(),
+            address_pools: self.address_pools.clone(),
+            egress_dscps: self.egress_dscps.clone(),
+            own_policies: self.own_policies.clone(),
+            nodes: self.nodes.clone(),
+            pods: self.pods.clone(),
+            services: self.services.clone(),
+            slices: self.slices.clone(),
+            slices_of: self.slices_of.clone(),
+            network_policies: self.network_policies.clone(),
+            cluster_policies: self.cluster_policies.clone(),
+            in_sync: self.in_sync,
+            lost: self.lost.clone(),
+            ..Self::default()
         }
     }
 
@@ -232,7 +257,7 @@ impl Store {
 
     /// Puts a policy of the node's own, which no source gives or takes away.
     pub(crate) fn put_own(&mut self, policy: ClusterPolicy) {
-        self.own_policies.insert(policy.name.clone());
+        Arc::make_mut(&mut self.own_policies).insert(policy.name.clone());
         self.put(Object::ClusterPolicy(policy));
     }
 
@@ -243,23 +268,27 @@ impl Store {
                 let labels = self.labels.intern(it.labels);
                 // Asked for with each new pod: no change that anything is compiled of.
                 match it.address_pool {
-                    Some(pool) => self.address_pools.insert(name.name.clone(), pool),
-                    None => self.address_pools.remove(&name.name),
+                    Some(pool) => {
+                        Arc::make_mut(&mut self.address_pools).insert(name.name.clone(), pool)
+                    }
+                    None => Arc::make_mut(&mut self.address_pools).remove(&name.name),
                 };
                 // The same holds of this.
                 match it.egress_dscp {
-                    Some(dscp) => self.egress_dscps.insert(name.name.clone(), dscp),
-                    None => self.egress_dscps.remove(&name.name),
+                    Some(dscp) => {
+                        Arc::make_mut(&mut self.egress_dscps).insert(name.name.clone(), dscp)
+                    }
+                    None => Arc::make_mut(&mut self.egress_dscps).remove(&name.name),
                 };
                 if self.namespaces.get(&name.name) != Some(&labels) {
                     self.changes.namespaces.insert(name.name.clone());
-                    self.namespaces.insert(name.name, labels);
+                    Arc::make_mut(&mut self.namespaces).insert(name.name, labels);
                 }
             }
             Object::Node(it) => {
                 if self.nodes.get(&name.name) != Some(&it) {
                     self.changes.nodes.insert(name.name.clone());
-                    self.nodes.insert(name.name, it);
+                    Arc::make_mut(&mut self.nodes).insert(name.name, it);
                 }
             }
             Object::Pod(mut it) => {
@@ -269,26 +298,26 @@ impl Store {
                     it.node = it.node.map(|node| self.text.intern(node));
                     it.name.namespace = self.text.intern(it.name.namespace);
                     self.changes.pods.insert(it.name.clone());
-                    self.pods.insert(it.name.clone(), it);
+                    Arc::make_mut(&mut self.pods).insert(it.name.clone(), it);
                 }
             }
             Object::Service(it) => {
                 if self.services.get(&name) != Some(&it) {
                     self.changes.services.insert(name.clone());
-                    self.services.insert(name, it);
+                    Arc::make_mut(&mut self.services).insert(name, it);
                 }
             }
             Object::EndpointSlice(it) => self.put_slice(name, it),
             Object::NetworkPolicy(it) => {
                 if self.network_policies.get(&name) != Some(&it) {
                     self.changes.network_policies.insert(name.clone());
-                    self.network_policies.insert(name, it);
+                    Arc::make_mut(&mut self.network_policies).insert(name, it);
                 }
             }
             Object::ClusterPolicy(it) => {
                 if self.cluster_policies.get(&name) != Some(&it) {
                     self.changes.cluster_policies.insert(name.clone());
-                    self.cluster_policies.insert(name, it);
+                    Arc::make_mut(&mut self.cluster_policies).insert(name, it);
                 }
             }
         }
@@ -311,23 +340,28 @@ impl Store {
             }
         }
         if let Some(service) = service_of(&slice) {
-            self.slices_of
+            Arc::make_mut(&mut self.slices_of)
                 .entry(service.clone())
                 .or_default()
                 .insert(name.clone());
             self.changes.services.insert(service);
         }
-        self.slices.insert(name, slice);
+        Arc::make_mut(&mut self.slices).insert(name, slice);
     }
 
     fn forget_slice(&mut self, name: &Name) {
-        let Some(service) = self.slices.remove(name).as_ref().and_then(service_of) else {
+        let Some(service) = Arc::make_mut(&mut self.slices)
+            .remove(name)
+            .as_ref()
+            .and_then(service_of)
+        else {
             return;
         };
-        if let Some(slices) = self.slices_of.get_mut(&service) {
+        let slices_of = Arc::make_mut(&mut self.slices_of);
+        if let Some(slices) = slices_of.get_mut(&service) {
             slices.remove(name);
             if slices.is_empty() {
-                self.slices_of.remove(&service);
+                slices_of.remove(&service);
             }
         }
         self.changes.services.insert(service);
@@ -337,35 +371,44 @@ impl Store {
         let name = &key.name;
         match key.kind {
             Kind::Namespace => {
-                self.address_pools.remove(&name.name);
-                self.egress_dscps.remove(&name.name);
-                if self.namespaces.remove(&name.name).is_some() {
+                Arc::make_mut(&mut self.address_pools).remove(&name.name);
+                Arc::make_mut(&mut self.egress_dscps).remove(&name.name);
+                if Arc::make_mut(&mut self.namespaces)
+                    .remove(&name.name)
+                    .is_some()
+                {
                     self.changes.namespaces.insert(name.name.clone());
                 }
             }
             Kind::Node => {
-                if self.nodes.remove(&name.name).is_some() {
+                if Arc::make_mut(&mut self.nodes).remove(&name.name).is_some() {
                     self.changes.nodes.insert(name.name.clone());
                 }
             }
             Kind::Pod => {
-                if self.pods.remove(name).is_some() {
+                if Arc::make_mut(&mut self.pods).remove(name).is_some() {
                     self.changes.pods.insert(name.clone());
                 }
             }
             Kind::Service => {
-                if self.services.remove(name).is_some() {
+                if Arc::make_mut(&mut self.services).remove(name).is_some() {
                     self.changes.services.insert(name.clone());
                 }
             }
             Kind::EndpointSlice => self.forget_slice(name),
             Kind::NetworkPolicy => {
-                if self.network_policies.remove(name).is_some() {
+                if Arc::make_mut(&mut self.network_policies)
+                    .remove(name)
+                    .is_some()
+                {
                     self.changes.network_policies.insert(name.clone());
                 }
             }
             Kind::ClusterNetworkPolicy => {
-                if self.cluster_policies.remove(name).is_some() {
+                if Arc::make_mut(&mut self.cluster_policies)
+                    .remove(name)
+                    .is_some()
+                {
                     self.changes.cluster_policies.insert(name.clone());
                 }
             }

@@ -47,6 +47,8 @@ pub struct Cluster {
     shared: Arc<Shared>,
     running: Mutex<Option<Running>>,
     announcer: Option<Announcer>,
+    /// Held by whoever is being answered.
+    asking: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -167,6 +169,7 @@ impl Cluster {
             shared,
             running: Mutex::new(Some(running)),
             announcer,
+            asking: Mutex::new(()),
         }))
     }
 

@@ -1,9 +1,11 @@
 //! What the node says of the cluster. The types are the API's and the CLI's alike.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use sluice_model::compile::Snapshot;
 use sluice_model::explain::Restrictions;
 use sluice_model::finding::Severity;
 use sluice_model::object::Kind;
@@ -127,9 +129,7 @@ impl Cluster {
 
     /// All policies.
     pub fn policies(&self) -> Vec<PolicySummary> {
-        let state = self.shared.lock();
-        let here = state.model.links().values().map(|it| &it.pod);
-        overview::policies(state.model.store(), here)
+        self.ask(|now| overview::policies(&now.store, now.links.values().map(|it| &it.pod)))
     }
 
     /// What policies say about a pod.
@@ -137,9 +137,8 @@ impl Cluster {
     /// # Errors
     /// There is no such pod.
     pub fn policies_of(&self, pod: &str) -> Result<PodPolicies, trace::Wrong> {
-        let state = self.shared.lock();
         let name = pod_name(pod);
-        let directions = trace::show(state.model.store(), state.model.links(), &name)?;
+        let directions = self.ask(|now| trace::show(&now.store, &now.links, &name))?;
         Ok(PodPolicies {
             pod: name.to_string(),
             directions: directions.into(),
@@ -152,13 +151,21 @@ impl Cluster {
     /// An end is not there, or the question is none.
     pub fn trace(&self, from: &str, to: &str) -> Result<Answer, trace::Wrong> {
         let question = Question::parse(from, to)?;
-        let state = self.shared.lock();
-        let (store, config) = (state.model.store(), state.model.config());
-        trace::trace(store, config, state.model.links(), &question)
+        self.ask(|now| trace::trace(&now.store, &now.config, &now.links, &question))
     }
 
     /// All Services that have an address.
     pub fn services(&self) -> Vec<ServiceSummary> {
-        overview::services(&self.shared.lock().model)
+        self.ask(overview::services)
+    }
+
+    /// Answers from what there is now, while changes go on. One question at a time: an answer may need as much memory as all
+    /// rules.
+    pub(super) fn ask<T>(&self, answer: impl FnOnce(&Snapshot) -> T) -> T {
+        let turn = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.shared.lock().model.snapshot();
+        let answer = answer(&now);
+        drop(turn);
+        answer
     }
 }

@@ -359,3 +359,60 @@ fn what_is_asked_about_policy_is_answered_from_the_same_tables() {
     assert!(of.directions[0].isolated && !of.directions[1].isolated);
     assert!(ground.cluster.policies_of("shop/nobody").is_err());
 }
+
+#[test]
+fn n19_questions_about_policy_hold_up_no_change() {
+    let mut ground = Ground::new("asking", &[("pods.yaml", PODS), ("policy.yaml", POLICY)]);
+    ground.serve();
+    assert!(ground.cluster.await_pod(&pod_name("shop/web"), LIMIT));
+    ground.attach("shop/web", 16, 1);
+    // Somebody looks for as long as all this takes: a link and a file are in force before the answer is there.
+    let seen = ground.cluster.ask(|now| {
+        let revision = ground.attach("shop/client", 17, 2);
+        let key = Key::Link(LinkId::new(17).unwrap());
+        ground.control.wait(revision, key, LIMIT).unwrap();
+        fs::remove_file(ground.directory.join("manifests/policy.yaml")).unwrap();
+        ground.until("freedom", |it| it.binding(16) == Some([RulesetId::NONE; 2]));
+        (now.links.len(), now.store.network_policies().count())
+    });
+    assert_eq!(seen, (1, 1), "the answer is of the moment of the question");
+    assert_eq!(ground.cluster.policies(), []);
+}
+
+#[test]
+fn n19_many_questions_and_many_changes_go_on_side_by_side() {
+    const CHANGES: u8 = 60;
+    let mut ground = Ground::new("askers", &[("pods.yaml", PODS), ("policy.yaml", POLICY)]);
+    ground.serve();
+    assert!(ground.cluster.await_pod(&pod_name("shop/web"), LIMIT));
+    ground.attach("shop/web", 16, 1);
+    ground.attach("shop/client", 17, 2);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let answers = std::thread::scope(|scope| {
+        let ask = || {
+            let mut answers = 0;
+            while answers == 0 || !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let cluster = &ground.cluster;
+                let trace = cluster.trace("shop/client", "shop/web:8080/tcp").unwrap();
+                let other = cluster.trace("shop/client", "shop/web:8081/tcp").unwrap();
+                assert!(trace.accepted && !other.accepted);
+                assert!(cluster.policies_of("shop/web").unwrap().directions[0].isolated);
+                answers += 1;
+            }
+            answers
+        };
+        let askers: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        for n in 0..CHANGES {
+            let id = 18 + u16::from(n % 3);
+            let key = Key::Link(LinkId::new(id).unwrap());
+            let revision = ground.attach("shop/other", id, 100 + n);
+            ground.control.wait(revision, key, LIMIT).unwrap();
+            let revision = ground.cluster.detach(LinkId::new(id).unwrap(), Vec::new());
+            ground.control.wait(revision, key, LIMIT).unwrap();
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let joined = askers.into_iter().map(|it| it.join().unwrap());
+        joined.collect::<Vec<i32>>()
+    });
+    assert!(answers.iter().all(|it| *it > 0));
+}

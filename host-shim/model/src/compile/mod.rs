@@ -117,6 +117,15 @@ pub struct Attached {
     pub addresses: Vec<IpAddr>,
 }
 
+/// What a model was compiled of at one moment. Whoever has it holds up nobody.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub store: Store,
+    pub config: Config,
+    /// The pods of this node.
+    pub links: BTreeMap<LinkId, Attached>,
+}
+
 /// Policy of a store as it would be with just these links, beside whatever is in force.
 #[derive(Debug)]
 pub(crate) struct Rehearsal {
@@ -274,6 +283,15 @@ impl Model {
         let pod = &self.links.get(&link)?.pod;
         let own = self.store.pod(pod).and_then(|it| it.egress_dscp);
         own.or_else(|| self.store.namespace_dscp(&pod.namespace))
+    }
+
+    /// What there is now, to be looked at for longer.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            store: self.store.snapshot(),
+            config: self.config.clone(),
+            links: self.links.clone(),
+        }
     }
 
     pub fn store(&self) -> &Store {
