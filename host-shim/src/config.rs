@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sluice_cni::capability::{Bandwidth, PortMapping};
 use sluice_contract::limits;
 
+use crate::announce::config::AnnounceConfig;
 use crate::cluster::config::{PolicyConfig, SourceConfig};
 use crate::hostlink::config::HostLinkConfig;
 use crate::uplink::config::UplinkConfig;
@@ -145,6 +146,9 @@ pub struct Config {
     /// The way from the node itself to pods and Services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_link: Option<HostLinkConfig>,
+    /// Whom the node tells what it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<AnnounceConfig>,
     /// Pods that a container runtime adds.
     #[serde(default)]
     pub cni: CniConfig,
@@ -312,6 +316,12 @@ impl Config {
         }
         if let Some(Err((field, reason))) = self.host_link.as_ref().map(HostLinkConfig::check) {
             return refuse(field, reason);
+        }
+        if let Some(Err((field, reason))) = self.announce.as_ref().map(AnnounceConfig::check) {
+            return refuse(field, reason);
+        }
+        if self.announce.is_some() && self.uplink.is_none() {
+            return refuse("announce", "without an uplink nobody can be told".into());
         }
         let mut names = BTreeSet::new();
         let mut addresses = BTreeSet::new();

@@ -1,6 +1,7 @@
 //! The host side of a Sluice node: plumbing between pods and the appliance, and nothing that looks into a packet.
 #![deny(unsafe_code)]
 
+pub mod announce;
 pub mod api;
 pub mod cluster;
 pub mod cni;

@@ -21,6 +21,7 @@ wanted=(
   conmon:conmon
   /usr/lib/cni/bridge:containernetworking-plugins
   ovs-vswitchd:openvswitch-switch
+  bird:bird2
 )
 
 missing=()

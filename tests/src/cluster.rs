@@ -110,6 +110,19 @@ impl Cluster {
     /// # Errors
     /// If one does not come up.
     pub fn start(count: u8, mode: Mode, six: bool) -> Result<Self> {
+        Self::start_with(count, mode, six, |_| {})
+    }
+
+    /// The same, with something else in each node's configuration.
+    ///
+    /// # Errors
+    /// If one does not come up.
+    pub fn start_with(
+        count: u8,
+        mode: Mode,
+        six: bool,
+        change: impl Fn(&mut Value),
+    ) -> Result<Self> {
         let underlay = Underlay::new(1500)?;
         let outside = Netns::new("outside")?;
         underlay.attach(&outside, OUTSIDE)?;
@@ -129,6 +142,7 @@ impl Cluster {
         };
         for number in 1..=count {
             let node = cluster.node(number, count)?;
+            node.change_config(&change)?;
             cluster.nodes.push(node);
         }
         for node in &mut cluster.nodes {

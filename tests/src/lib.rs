@@ -19,6 +19,7 @@
 //! * [`snapshot`]: what the machine looks like, before and after.
 
 pub mod bench;
+pub mod bird;
 pub mod bridge;
 pub mod capture;
 pub mod claims;

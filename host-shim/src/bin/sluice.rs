@@ -348,6 +348,12 @@ fn status(answer: &Value) -> io::Result<String> {
         }
         None => line("peers", "none: the node has no uplink".into()),
     }
+    if let Some(announce) = answer.get("announce") {
+        let announce = serde_json::from_value(announce.clone())?;
+        for (name, value) in network::announce_lines(&announce) {
+            line(name, value);
+        }
+    }
     line("pod mtu", at("/pod_mtu"));
     line(
         "started",

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use sluice_contract::row::{LinkRow, MarkingRow};
 use sluice_contract::{Key, LinkId, Row};
 use sluice_model::compile::{
-    Attached, Config as ModelConfig, DefaultDeny, Displaced, Members, Model, Undescribed,
+    Attached, Config as ModelConfig, DefaultDeny, Displaced, Members, Model, Served, Undescribed,
 };
 use sluice_model::diff::Step;
 use sluice_model::finding::Finding;
@@ -63,7 +63,6 @@ struct Shared {
     identities: PathBuf,
 }
 
-#[derive(Debug)]
 struct State {
     model: Model,
     links: BTreeMap<LinkId, Told>,
@@ -72,6 +71,8 @@ struct State {
     findings: BTreeSet<Finding>,
     displaced: Vec<Displaced>,
     nodes: Nodes,
+    /// Who wants to know what clients outside may send to.
+    served: Option<ServedListener>,
     heard: Option<Instant>,
     compiled: Duration,
 }
@@ -90,6 +91,21 @@ struct Told {
 struct Nodes {
     present: Option<Arc<Members>>,
     listener: Option<Listener>,
+}
+
+/// Told of addresses that clients outside may send to, whenever one may have changed. It must not wait for anything.
+pub type ServedListener = Box<dyn FnMut(Vec<Served>) + Send>;
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut state = f.debug_struct("State");
+        state
+            .field("model", &self.model)
+            .field("links", &self.links);
+        state
+            .field("is_known", &self.is_known)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Told of all nodes whenever one changes. It must not wait for anything.
@@ -135,6 +151,7 @@ impl Cluster {
                 findings: BTreeSet::new(),
                 displaced,
                 nodes: Nodes::default(),
+                served: None,
                 heard: None,
                 compiled: Duration::ZERO,
             }),
@@ -259,6 +276,13 @@ impl Cluster {
         }
         nodes.listener = Some(listener);
     }
+
+    /// Tells `listener` what clients outside may send to, once it is known and whenever it may have changed.
+    pub fn follow_served(&self, listener: ServedListener) {
+        let mut state = self.shared.lock();
+        state.served = Some(listener);
+        state.tell_served();
+    }
 }
 
 fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
@@ -357,6 +381,7 @@ impl Shared {
             self.control.release();
         }
         self.health.serve(state.model.health_checks());
+        state.tell_served();
         self.keep_displaced(state);
         self.changed.notify_all();
         revision
@@ -393,6 +418,14 @@ impl State {
             tracing::info!(gone, left = now.len(), "objects were put right");
         }
         self.findings = now;
+    }
+
+    fn tell_served(&mut self) {
+        if let Some(listener) = &mut self.served
+            && self.is_known
+        {
+            listener(self.model.served());
+        }
     }
 
     fn tell_nodes(&mut self) {

@@ -266,6 +266,12 @@ impl Control {
         }
     }
 
+    /// Whether the appliance has tables to forward by: those that are desired, or those of an earlier life of the daemon.
+    pub fn forwards(&self) -> bool {
+        let state = self.0.lock();
+        state.status.connected && state.forwards
+    }
+
     /// When everything desired was first in force after the VMM last connected.
     pub fn in_force_at(&self) -> Option<Instant> {
         self.0.lock().in_force_at

@@ -13,6 +13,7 @@ use sluice_contract::{Key, LinkId};
 use super::Node;
 use super::links::Link;
 use super::ways::WayReport;
+use crate::announce::AnnounceReport;
 use crate::cluster::Cluster;
 use crate::cluster::report::ClusterReport;
 use crate::trunk::drops::HostDrop;
@@ -44,6 +45,9 @@ pub struct Status {
     /// This node's end of the tunnel and all other nodes; absent when the configuration names no uplink.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkReport>,
+    /// What others are told; absent when the configuration names nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announce: Option<AnnounceReport>,
     /// The MTU of a pod that is linked now.
     pub pod_mtu: u16,
     pub start: StartTimes,
@@ -200,6 +204,7 @@ impl Node {
             problems,
             uptime_ms: self.started.elapsed().as_millis() as u64,
             network: self.network_report(),
+            announce: self.announce_report(),
             pod_mtu: self.pod_mtu(),
             start: self.start_times(),
             links: self.link_reports(),

@@ -11,13 +11,15 @@ use sluice_contract::LinkId;
 
 use super::ports;
 use super::report::CarriedReport;
-use super::{Node, NodeError};
+use super::{Node, NodeError, cannot};
+use crate::announce::{Announce, AnnounceReport, Farewell, View};
 use crate::config::Config;
 use crate::hostlink;
 use crate::hostlink::config::HostLinkConfig;
 use crate::hostlink::{LocalPort, LocalPorts};
 use crate::trunk::links::LinkCounters;
 use crate::trunk::vnet;
+use crate::uplink::config::{UplinkConfig, parse_prefix};
 use crate::uplink::report::NetworkReport;
 use crate::uplink::{Ground, Uplink};
 use crate::wiring::tap;
@@ -29,6 +31,7 @@ pub(super) struct Ways {
     /// Host ports as the node's own programs use them, and why they cannot, if so.
     local_ports: Option<LocalPorts>,
     local_problem: Option<String>,
+    announce: Option<Announce>,
     reports: Vec<(LinkId, Way)>,
 }
 
@@ -76,7 +79,11 @@ impl Node {
             if let Some(cluster) = &self.cluster {
                 uplink.follow(cluster);
             }
-            self.ways().uplink = Some(uplink);
+            let announce = self.announce(config, &uplink);
+            let mut ways = self.ways();
+            ways.uplink = Some(uplink);
+            ways.announce = announce?;
+            drop(ways);
             self.add_way(LinkId::UPLINK, crate::uplink::TAP, tap)?;
         }
         if let Some(config) = &self.config.host_link {
@@ -86,6 +93,35 @@ impl Node {
             self.add_way(LinkId::HOST, hostlink::TAP, tap)?;
         }
         Ok(())
+    }
+
+    fn announce(
+        &self,
+        config: &UplinkConfig,
+        uplink: &Uplink,
+    ) -> Result<Option<Announce>, NodeError> {
+        let Some(announce) = &self.config.announce else {
+            return Ok(None);
+        };
+        let (control, trunk) = (self.control.clone(), self.trunk.clone());
+        let ranges = config.service_addresses.iter();
+        let view = View {
+            config: announce.clone(),
+            service_ranges: ranges.filter_map(|it| parse_prefix(it)).collect(),
+            own: uplink.own(),
+            forwards: Box::new(move || {
+                control.forwards() && trunk.peer().is_some_and(|peer| peer.serving)
+            }),
+        };
+        let started = Announce::start(view, self.cluster.as_ref());
+        started
+            .map(Some)
+            .map_err(cannot("tell others what is served"))
+    }
+
+    /// What others are told, if anybody is.
+    pub(super) fn announce_report(&self) -> Option<AnnounceReport> {
+        self.ways().announce.as_ref().map(Announce::report)
     }
 
     /// The MTU of a pod that is linked now and says nothing else.
@@ -98,6 +134,12 @@ impl Node {
     /// Gives the host back what is its own.
     pub(super) fn stop_ways(&self) {
         let ways = std::mem::take(&mut *self.ways());
+        if let Some(mut announce) = ways.announce {
+            announce.stop(match self.tears_down() {
+                true => Farewell::Spoken,
+                false => Farewell::Silent,
+            });
+        }
         if let Some(mut uplink) = ways.uplink {
             uplink.stop();
         }

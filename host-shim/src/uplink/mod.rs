@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use sluice_contract::Prefix;
 use sluice_model::compile::Members;
 use sluice_model::source::announce::Announcer;
 
@@ -116,6 +117,19 @@ impl Shared {
 
     fn problems(&self) -> MutexGuard<'_, Vec<String>> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the uplink knows of this node.
+#[derive(Debug)]
+pub(crate) struct Own(Arc<Shared>);
+
+impl Own {
+    /// Ranges of its pods, and its addresses.
+    pub(crate) fn ranges_and_addresses(&self) -> (Vec<Prefix>, Vec<IpAddr>) {
+        let report = self.0.report();
+        let ranges = report.pods.iter().filter_map(|it| config::parse_prefix(it));
+        (ranges.collect(), report.addresses.clone())
     }
 }
 
@@ -245,6 +259,11 @@ impl Uplink {
     /// This node's end of the tunnel, and all other nodes.
     pub fn report(&self) -> NetworkReport {
         self.shared.report().clone()
+    }
+
+    /// What is known of this node, for others to look at.
+    pub(crate) fn own(&self) -> Own {
+        Own(self.shared.clone())
     }
 
     /// What is not as it should be, one sentence each.

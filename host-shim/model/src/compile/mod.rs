@@ -19,7 +19,7 @@ mod selector;
 mod service;
 pub(crate) mod span;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use sluice_contract::service::{ConnectionsRow, NatRow, PrefixRow, ServiceKey, Se
 use sluice_contract::{Identity, LinkId};
 
 use crate::diff::Tables;
-use crate::object::Name;
+use crate::object::{Name, Service, TrafficPolicy};
 use crate::store::{Event, Store};
 
 pub use default_deny::DefaultDeny;
@@ -108,6 +108,15 @@ impl Default for Config {
             prefixes: Vec::new(),
         }
     }
+}
+
+/// An address of a Service that clients outside send to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    pub address: IpAddr,
+    pub service: Name,
+    /// This node has what it leads to: any node, unless `externalTrafficPolicy` is `Local`.
+    pub is_here: bool,
 }
 
 /// A pod of this node, as the CNI plugin attached it.
@@ -332,6 +341,23 @@ impl Model {
         checked
             .map(|(port, it)| (port, it.name.clone(), self.services.local_ready(&it.name)))
             .collect()
+    }
+
+    /// What clients outside may send to, besides node ports.
+    pub fn served(&self) -> Vec<Served> {
+        let of = |it: &Service| {
+            let is_local = it.external_policy == TrafficPolicy::Local;
+            let is_here = !is_local || self.services.local_ready(&it.name) > 0;
+            let balanced = it.load_balancer.iter().map(|it| it.address);
+            let all: BTreeSet<IpAddr> = it.external_ips.iter().copied().chain(balanced).collect();
+            let name = it.name.clone();
+            all.into_iter().map(move |address| Served {
+                address,
+                service: name.clone(),
+                is_here,
+            })
+        };
+        self.store.services().flat_map(of).collect()
     }
 
     /// Which rule a number means.

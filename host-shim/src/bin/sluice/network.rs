@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use sluice_host::announce::AnnounceReport;
 use sluice_host::api::{self, Request};
 use sluice_host::uplink::report::{NetworkReport, PeerReport};
 
@@ -90,6 +91,34 @@ pub(crate) fn status_lines(network: &NetworkReport) -> Vec<(&'static str, String
     for (name, why) in own.into_iter().chain(others).take(SHOWN) {
         lines.push(("", format!("! node {name}: {why}")));
     }
+    lines
+}
+
+/// What the status says of those who are told what this node serves.
+pub(crate) fn announce_lines(announce: &AnnounceReport) -> Vec<(&'static str, String)> {
+    let told = announce.routers.iter().filter(|it| it.established).count();
+    let mut lines = vec![(
+        "announces",
+        format!(
+            "{} routes, known to {told} of {} routers",
+            announce.routes.len(),
+            announce.routers.len()
+        ),
+    )];
+    lines.extend(announce.problem.iter().map(|it| ("", format!("! {it}"))));
+    let silent = announce.routers.iter().filter(|it| !it.established);
+    lines.extend(silent.map(|it| {
+        let why = it.problem.as_deref().unwrap_or("no session yet");
+        (
+            "",
+            format!("! router {} (AS {}): {why}", it.address, it.asn),
+        )
+    }));
+    let withheld = announce.withheld.iter().take(SHOWN);
+    lines.extend(withheld.map(|it| {
+        let why = "it is not within `uplink.service_addresses`";
+        ("", format!("! {it} of a Service is not announced: {why}"))
+    }));
     lines
 }
 
