@@ -240,6 +240,7 @@ fn services(count: usize) -> impl Iterator<Item = Row> {
             endpoints: true,
             internal_local: false,
             external_local: false,
+            direct_return: false,
             affinity: 0,
             source_lengths: heapless::Vec::new(),
         };

@@ -132,6 +132,8 @@ pub enum Way {
 
 /// Distinguishes peers from neighbors in a packed path; no table has as many of either.
 const PEER: u16 = 0x8000;
+/// Beside a link's number, which has twelve bits: see [`Memo::direct`].
+const DIRECT: u32 = 0x8000;
 
 impl Path {
     /// Straight to whoever is behind a link.
@@ -187,13 +189,17 @@ pub struct Memo {
     pub paths: [Path; 2],
     /// The rule that let it begin.
     pub rule: RuleId,
+    /// Its answers go from the backend's node straight to the client. On the way to a peer its packets are not translated but
+    /// tell the backend; where they end they are.
+    pub direct: bool,
 }
 
 impl Memo {
     pub fn pack(&self) -> [u32; 4] {
         let [original, reply] = self.paths;
         let service = self.service.map_or(0, |service| service.0.wrapping_add(1));
-        [service, original.pack(), reply.pack(), self.rule.0]
+        let direct = if self.direct { DIRECT } else { 0 };
+        [service, original.pack() | direct, reply.pack(), self.rule.0]
     }
 
     /// `None` for words that no stage has written.
@@ -201,8 +207,9 @@ impl Memo {
     pub fn unpack([service, original, reply, rule]: [u32; 4]) -> Option<Self> {
         Some(Self {
             service: service.checked_sub(1).map(PortId),
-            paths: [Path::unpack(original)?, Path::unpack(reply)?],
+            paths: [Path::unpack(original & !DIRECT)?, Path::unpack(reply)?],
             rule: RuleId(rule),
+            direct: original & DIRECT != 0,
         })
     }
 

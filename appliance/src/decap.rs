@@ -7,7 +7,7 @@
 use crate::address::{Address, Family};
 use crate::ecn;
 use crate::frame::Frame;
-use crate::overlay::{Overlay, Tunnel};
+use crate::overlay::{Overlay, Target, Tunnel};
 use crate::parse::{Fragment, Packet, Transport};
 use crate::wire::{checksum, ethernet, geneve, ipv4, ipv6, protocol, udp, vxlan};
 use sluice_contract::overlay::{GENEVE_CLASS, GENEVE_IDENTITY, PeerId, TunnelProtocol};
@@ -20,7 +20,12 @@ pub struct Origin {
     pub peer: PeerId,
     /// What the sending node says the sender is, if the tunnel tells.
     pub identity: Option<Identity>,
+    /// The backend that the sending node gave the packet to, which is still addressed to a Service's frontend.
+    pub target: Option<Target>,
 }
+
+/// What the tunnel told.
+type Told = (Option<Identity>, Option<Target>);
 
 /// What lies inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +76,8 @@ pub fn unwrap(
     }
     let end = frame.bytes().len().min(outer.end as usize);
     let payload = frame.bytes().get(usize::from(outer.payload)..end);
-    let (inner, identity, length) = read_shim(tunnel, outer.protocol, payload.unwrap_or_default())?;
+    let (inner, (identity, target), length) =
+        read_shim(tunnel, outer.protocol, payload.unwrap_or_default())?;
     let start = usize::from(outer.payload) + length;
     // What follows the outer packet is padding of the outer frame; it must not become part of the inner one.
     trim(frame, outer.end as usize)?;
@@ -97,7 +103,11 @@ pub fn unwrap(
         .ok_or(DropReason::TunnelHeader)?;
     to.copy_from_slice(zerocopy::IntoBytes::as_bytes(&header));
     unmark(packet, family, outer_class)?;
-    Ok(Origin { peer, identity })
+    Ok(Origin {
+        peer,
+        identity,
+        target,
+    })
 }
 
 /// Carries a mark of congestion over to the inner packet.
@@ -158,14 +168,14 @@ fn read_shim(
     tunnel: &Tunnel,
     outer_protocol: u8,
     payload: &[u8],
-) -> Result<(Inner, Option<Identity>, usize), DropReason> {
+) -> Result<(Inner, Told, usize), DropReason> {
     match tunnel.protocol {
         TunnelProtocol::IpIp => {
             let family = match outer_protocol {
                 protocol::IPIP => Family::V4,
                 _ => Family::V6,
             };
-            Ok((Inner::Ip(family), None, 0))
+            Ok((Inner::Ip(family), (None, None), 0))
         }
         TunnelProtocol::Vxlan | TunnelProtocol::VxlanGbp => {
             let bytes = payload.get(udp::LENGTH..).unwrap_or_default();
@@ -178,16 +188,14 @@ fn read_shim(
             let told = tunnel.protocol == TunnelProtocol::VxlanGbp;
             let identity = header.group().filter(|group| told && *group != 0);
             let identity = identity.map(|group| Identity(u32::from(group)));
-            Ok((Inner::Ethernet, identity, udp::LENGTH + vxlan::LENGTH))
+            let length = udp::LENGTH + vxlan::LENGTH;
+            Ok((Inner::Ethernet, (identity, None), length))
         }
         TunnelProtocol::Geneve | TunnelProtocol::GeneveIp => read_geneve(tunnel, payload),
     }
 }
 
-fn read_geneve(
-    tunnel: &Tunnel,
-    payload: &[u8],
-) -> Result<(Inner, Option<Identity>, usize), DropReason> {
+fn read_geneve(tunnel: &Tunnel, payload: &[u8]) -> Result<(Inner, Told, usize), DropReason> {
     let bytes = payload.get(udp::LENGTH..).unwrap_or_default();
     let (header, rest) =
         geneve::Header::ref_from_prefix(bytes).map_err(|_| DropReason::TunnelHeader)?;
@@ -199,19 +207,34 @@ fn read_geneve(
     if header.vni() != tunnel.vni {
         return Err(DropReason::TunnelVni);
     }
-    let word = geneve::find_word(options, GENEVE_CLASS, GENEVE_IDENTITY);
-    let identity = word.map_err(|error| match error {
-        geneve::OptionError::Broken => DropReason::TunnelHeader,
-        geneve::OptionError::Critical => DropReason::TunnelOption,
-    })?;
+    let told = read_options(options)?;
     let inner = match header.protocol.get() {
         geneve::ETHERNET => Inner::Ethernet,
         ethernet::IPV4 => Inner::Ip(Family::V4),
         ethernet::IPV6 => Inner::Ip(Family::V6),
         _ => return Err(DropReason::TunnelHeader),
     };
-    let length = udp::LENGTH + geneve::LENGTH + length;
-    Ok((inner, identity.map(Identity), length))
+    Ok((inner, told, udp::LENGTH + geneve::LENGTH + length))
+}
+
+fn read_options(options: &[u8]) -> Result<Told, DropReason> {
+    let (mut identity, mut target) = (None, None);
+    let walked = geneve::walk(options, |header, data| {
+        let told = Target::of_option(header, data);
+        target = told.or(target);
+        match data {
+            [a, b, c, d] if header.class == GENEVE_CLASS && header.kind == GENEVE_IDENTITY => {
+                identity = Some(Identity(u32::from_be_bytes([*a, *b, *c, *d])));
+                true
+            }
+            _ => told.is_some(),
+        }
+    });
+    match walked {
+        Ok(()) => Ok((identity, target)),
+        Err(geneve::OptionError::Broken) => Err(DropReason::TunnelHeader),
+        Err(geneve::OptionError::Critical) => Err(DropReason::TunnelOption),
+    }
 }
 
 /// The inner frame must be for this node's end of the tunnel, and IP: there is no ARP, no broadcast and no VLAN inside.

@@ -10,7 +10,7 @@ use crate::ecn;
 use crate::frame::{Frame, GsoKind, Partial, Tunnel as TunnelOffload, TunnelKind};
 use crate::hash::Hasher;
 use crate::mtu;
-use crate::overlay::{Exit, Overlay, Peer, Tunnel};
+use crate::overlay::{Exit, Overlay, Peer, Target, Tunnel};
 use crate::parse::{Fragment, Packet};
 use crate::wire::{checksum, ethernet, geneve, ipv4, ipv6, protocol, udp, vxlan};
 use sluice_contract::overlay::{GENEVE_CLASS, GENEVE_IDENTITY, TunnelProtocol};
@@ -59,24 +59,40 @@ pub fn source_port(packet: &Packet, hasher: &Hasher) -> u16 {
     FIRST_PORT | (hash as u16 & !FIRST_PORT)
 }
 
+/// What the tunnel tells beside the packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// Who the sender is.
+    pub identity: Identity,
+    /// The backend that the packet is for, if it is still addressed to a Service's frontend.
+    pub target: Option<Target>,
+}
+
 /// What stands between the outer IP header and the inner packet.
 #[derive(Clone, Copy, Debug)]
 enum Shim {
     Vxlan(vxlan::Header),
-    Geneve(geneve::Header, geneve::WordOption),
+    Geneve(geneve::Header, geneve::WordOption, Option<Target>),
     None,
 }
 
 impl Shim {
-    fn new(tunnel: &Tunnel, inner: Family, identity: Identity) -> Self {
+    /// `None`: this tunnel cannot tell the target.
+    fn new(tunnel: &Tunnel, inner: Family, told: Told) -> Option<Self> {
         let vni = tunnel.vni;
+        let Told { identity, target } = told;
+        if target.is_some() && !tunnel.protocol.tells_backend() {
+            return None;
+        }
+        let options = geneve::WordOption::LENGTH + target.map_or(0, Target::option_length);
         let geneve = |protocol| {
             Self::Geneve(
-                geneve::Header::new(vni, protocol, geneve::WordOption::LENGTH),
+                geneve::Header::new(vni, protocol, options, target.is_some()),
                 geneve::WordOption::new(GENEVE_CLASS, GENEVE_IDENTITY, identity.0),
+                target,
             )
         };
-        match tunnel.protocol {
+        Some(match tunnel.protocol {
             TunnelProtocol::Vxlan => Self::Vxlan(vxlan::Header::new(vni, None)),
             TunnelProtocol::VxlanGbp => {
                 // An identity that does not fit is not told: the receiver then goes by the address.
@@ -86,14 +102,20 @@ impl Shim {
             TunnelProtocol::Geneve => geneve(geneve::ETHERNET),
             TunnelProtocol::GeneveIp => geneve(ethertype(inner)),
             TunnelProtocol::IpIp => Self::None,
-        }
+        })
     }
 
     /// With the UDP header.
-    const fn length(&self) -> usize {
+    fn length(&self) -> usize {
         match self {
             Self::Vxlan(_) => udp::LENGTH + vxlan::LENGTH,
-            Self::Geneve(..) => udp::LENGTH + geneve::LENGTH + geneve::WordOption::LENGTH,
+            Self::Geneve(_, _, target) => {
+                let target = match target {
+                    Some(target) => target.option_length(),
+                    None => 0,
+                };
+                udp::LENGTH + geneve::LENGTH + geneve::WordOption::LENGTH + target
+            }
             Self::None => 0,
         }
     }
@@ -111,7 +133,7 @@ const fn has_ethernet(protocol: TunnelProtocol) -> bool {
 }
 
 /// Makes the frame ready to leave by the uplink whose MAC is `uplink`: wrapped, or for a direct peer with its next hop's
-/// MAC. Its IP packet is as it shall arrive; `packet` is what was parsed of it. The tunnel tells `identity` as the sender's.
+/// MAC. Its IP packet is as it shall arrive; `packet` is what was parsed of it.
 ///
 /// # Errors
 /// Why the frame is to be dropped.
@@ -121,15 +143,19 @@ pub fn send(
     overlay: &Overlay<'_>,
     exit: &Exit,
     uplink: Mac,
-    identity: Identity,
+    told: Told,
 ) -> Result<(), DropReason> {
     if exit.direct {
+        if told.target.is_some() {
+            return Err(DropReason::TunnelUnready);
+        }
         let header = ethernet::Header::new(exit.next_hop, uplink, ethertype(packet.family));
         return put(frame.bytes_mut(), &header).map(|_| ());
     }
     let tunnel = overlay.tunnel().ok_or(DropReason::NoRoute)?;
     if tunnel.clamp_mss {
-        mtu::clamp_mss(frame, packet, exit.mtu);
+        let reserved = told.target.map_or(0, Target::option_length) as u16;
+        mtu::clamp_mss(frame, packet, exit.mtu.saturating_sub(reserved));
     }
     let way = Way {
         tunnel,
@@ -137,14 +163,14 @@ pub fn send(
         source: uplink,
         next_hop: exit.next_hop,
     };
-    wrap(frame, packet, &way, identity, overlay.hasher())
+    wrap(frame, packet, &way, told, overlay.hasher())
 }
 
 fn wrap(
     frame: &mut Frame<'_>,
     packet: &Packet,
     way: &Way<'_>,
-    identity: Identity,
+    told: Told,
     hasher: &Hasher,
 ) -> Result<(), DropReason> {
     let Way { tunnel, peer, .. } = way;
@@ -155,7 +181,7 @@ fn wrap(
         .get(ethernet::LENGTH..)
         .and_then(|bytes| ecn::class_of(bytes, packet.family))
         .ok_or(DropReason::Malformed)?;
-    let shim = Shim::new(tunnel, packet.family, identity);
+    let shim = Shim::new(tunnel, packet.family, told).ok_or(DropReason::TunnelUnready)?;
     let network = match outer {
         Family::V4 => ipv4::LENGTH,
         Family::V6 => ipv6::LENGTH,
@@ -201,8 +227,13 @@ fn wrap(
         Shim::Vxlan(header) => {
             put(put(rest, &udp)?, &header)?;
         }
-        Shim::Geneve(header, option) => {
-            put(put(put(rest, &udp)?, &header)?, &option)?;
+        Shim::Geneve(header, option, target) => {
+            let rest = put(put(put(rest, &udp)?, &header)?, &option)?;
+            if let Some(target) = target {
+                let option = target.to_option();
+                let place = rest.get_mut(..option.len());
+                place.ok_or(DropReason::Malformed)?.copy_from_slice(&option);
+            }
         }
         Shim::None => return Ok(()),
     }

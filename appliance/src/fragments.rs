@@ -12,6 +12,7 @@ use crate::decap::Origin;
 use crate::flow::Flow;
 use crate::frame::{Frame, Offload};
 use crate::hash::Hasher;
+use crate::overlay::Target;
 use crate::parse::{Fragment, Packet};
 use crate::time::{Duration, Instant};
 use crate::wire::{ethernet, ipv4, ipv6};
@@ -145,7 +146,9 @@ struct Slot {
     /// One more than the identity that the tunnel told; 0: none. And the node, one more; 0: it came in no tunnel.
     identity: [u8; 8],
     peer: [u8; 8],
-    pad: [u8; 42],
+    /// It is addressed to a Service's frontend, and the node named a backend.
+    has_target: u8,
+    pad: [u8; 41],
 }
 
 /// A frame that waited.
@@ -325,6 +328,7 @@ impl<'m> Fragments<'m> {
         slot.link = piece.link.raw();
         let identity = origin.and_then(|origin| origin.identity);
         slot.identity = identity.map_or(0, |id| u64::from(id.0) + 1).to_le_bytes();
+        slot.has_target = origin.is_some_and(|origin| origin.target.is_some()).into();
         slot.peer = origin
             .map_or(0, |origin| u64::from(origin.peer.0) + 1)
             .to_le_bytes();
@@ -363,6 +367,11 @@ impl<'m> Fragments<'m> {
             origin: peer.map(|peer| Origin {
                 peer: PeerId(peer),
                 identity: small(slot.identity).map(Identity),
+                // Which one does not matter: a later fragment begins no connection.
+                target: (slot.has_target != 0).then_some(Target {
+                    address: Address::UNSPECIFIED,
+                    port: 0,
+                }),
             }),
             bytes: Vec::from_slice(bytes).ok()?,
         })

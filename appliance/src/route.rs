@@ -140,6 +140,13 @@ struct Headers6 {
     network: ipv6::Header,
 }
 
+/// Writes the MAC addresses of the next hop.
+pub fn address(frame: &mut Frame<'_>, hop: &NextHop) -> Option<()> {
+    let (header, _) = ethernet::Header::mut_from_prefix(frame.bytes_mut()).ok()?;
+    (header.destination, header.source) = (hop.destination.0, hop.source.0);
+    Some(())
+}
+
 /// Writes the addresses of the next hop and takes one hop off.
 ///
 /// # Errors

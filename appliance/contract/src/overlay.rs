@@ -120,6 +120,11 @@ impl TunnelProtocol {
         }
     }
 
+    /// Whether it can say which backend of a Service a packet is for (row S-28).
+    pub const fn tells_backend(self) -> bool {
+        matches!(self, Self::Geneve | Self::GeneveIp)
+    }
+
     /// Bytes that a packet grows by on an IPv4 or IPv6 underlay: outer IP, UDP, the tunnel's header with the option that
     /// carries the identity, inner Ethernet.
     pub const fn overhead(self, six: bool) -> u16 {
@@ -139,6 +144,10 @@ impl TunnelProtocol {
 pub const GENEVE_CLASS: u16 = 0xff53;
 /// See [`GENEVE_CLASS`].
 pub const GENEVE_IDENTITY: u8 = 0x01;
+
+/// The Geneve option of a packet that is addressed to a Service's frontend: which backend it is for. Its address, its port and
+/// two bytes of zero. Critical: who does not know it can do nothing right with the packet.
+pub const GENEVE_BACKEND: u8 = 0x82;
 
 /// The MAC address of a neighbor on the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -143,6 +143,8 @@ drop_reasons! {
     BandwidthEgress = 52, "bandwidth_egress";
     /// More than its link may carry to the pod.
     BandwidthIngress = 53, "bandwidth_ingress";
+    /// Another node names a backend that is not behind this frontend, or not here.
+    SvcDirectReturn = 54, "svc_direct_return";
 }
 
 /// What a counter counts.

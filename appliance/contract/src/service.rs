@@ -304,6 +304,9 @@ pub struct PortRow {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// Clients outside are answered by the backend's node itself, and keep their address (row S-28). Needs a tunnel that
+    /// [tells the backend](crate::overlay::TunnelProtocol::tells_backend); where there is none the source is rewritten.
+    pub direct_return: bool,
     /// `sessionAffinity: ClientIP` with this timeout in seconds; 0: none.
     pub affinity: u32,
     /// Lengths of the prefixes among its [`SourceRow`]s; none: every source may use its load balancer addresses.

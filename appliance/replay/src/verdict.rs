@@ -418,7 +418,8 @@ pub const fn stage(reason: DropReason) -> &'static str {
         | R::SvcUnallocated
         | R::SvcUndefinedPort
         | R::SvcSourceRange
-        | R::SvcBackendGone => "service",
+        | R::SvcBackendGone
+        | R::SvcDirectReturn => "service",
         R::PolicyEgress | R::PolicyIngress => "policy",
         R::NatExhausted | R::NatNoAddress => "nat",
         R::BandwidthEgress | R::BandwidthIngress => "bandwidth",

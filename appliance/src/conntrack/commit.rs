@@ -39,6 +39,17 @@ impl NewConnection {
         self.owner
     }
 
+    /// Its answers will go another way. `false` for a protocol of which both directions have to be seen.
+    pub const fn expect_no_answers(&mut self) -> bool {
+        match self.state.one_way() {
+            Some(state) => {
+                self.state = state;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// The flow of the packet once it is translated.
     #[must_use]
     pub const fn outgoing(&self) -> Flow {

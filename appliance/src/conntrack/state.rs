@@ -41,12 +41,20 @@ pub enum State {
     SctpShutdown = 23,
     SctpShutdownAcked = 24,
     SctpClosed = 25,
+    /// Its answers never come this way (direct return): a SYN was seen, and nothing that follows a handshake.
+    TcpOneWayOpening = 26,
+    TcpOneWay = 27,
+    /// Its sender sent a FIN or a RST; whether that was the end, the other side knows.
+    TcpOneWayClosing = 28,
+    /// The same without a handshake: one datagram, and more.
+    UdpOneWay = 29,
+    UdpOneWayStream = 30,
 }
 
 /// Row state of a slot not in use, and of a slot that holds the reply addresses of another.
 pub(crate) const FREE: u8 = 0;
 pub(crate) const EXTENSION: u8 = 1;
-const COUNT: usize = 26;
+const COUNT: usize = 31;
 
 /// What a connection is worth when the table is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +94,11 @@ impl State {
         Self::SctpShutdown,
         Self::SctpShutdownAcked,
         Self::SctpClosed,
+        Self::TcpOneWayOpening,
+        Self::TcpOneWay,
+        Self::TcpOneWayClosing,
+        Self::UdpOneWay,
+        Self::UdpOneWayStream,
     ];
 
     /// The state of that number in a row.
@@ -105,12 +118,15 @@ impl State {
             | Self::TcpMidflow
             | Self::SctpInitSent
             | Self::SctpInitAcked
-            | Self::SctpCookieEchoed => Standing::Unreplied,
+            | Self::SctpCookieEchoed
+            | Self::TcpOneWayOpening
+            | Self::UdpOneWay => Standing::Unreplied,
             Self::UdpReplied
             | Self::EchoReplied
             | Self::TcpTimeWait
             | Self::TcpClosed
-            | Self::SctpClosed => Standing::Spent,
+            | Self::SctpClosed
+            | Self::TcpOneWayClosing => Standing::Spent,
             Self::UdpStream
             | Self::OtherReplied
             | Self::TcpEstablished
@@ -119,16 +135,20 @@ impl State {
             | Self::TcpResetPending
             | Self::SctpEstablished
             | Self::SctpShutdown
-            | Self::SctpShutdownAcked => Standing::Established,
+            | Self::SctpShutdownAcked
+            | Self::TcpOneWay
+            | Self::UdpOneWayStream => Standing::Established,
         }
     }
 
     /// The protocol family whose packets can be in this state.
     pub(crate) const fn fits(self, flow_protocol: u8) -> bool {
         match self {
-            Self::UdpUnreplied | Self::UdpReplied | Self::UdpStream => {
-                flow_protocol == protocol::UDP
-            }
+            Self::UdpUnreplied
+            | Self::UdpReplied
+            | Self::UdpStream
+            | Self::UdpOneWay
+            | Self::UdpOneWayStream => flow_protocol == protocol::UDP,
             Self::EchoUnreplied | Self::EchoReplied => {
                 matches!(flow_protocol, protocol::ICMP | protocol::ICMP6)
             }
@@ -142,7 +162,10 @@ impl State {
             | Self::TcpTimeWait
             | Self::TcpClosed
             | Self::TcpResetPending
-            | Self::TcpMidflow => flow_protocol == protocol::TCP,
+            | Self::TcpMidflow
+            | Self::TcpOneWayOpening
+            | Self::TcpOneWay
+            | Self::TcpOneWayClosing => flow_protocol == protocol::TCP,
             Self::SctpInitSent
             | Self::SctpInitAcked
             | Self::SctpCookieEchoed
@@ -150,6 +173,29 @@ impl State {
             | Self::SctpShutdown
             | Self::SctpShutdownAcked
             | Self::SctpClosed => flow_protocol == protocol::SCTP,
+        }
+    }
+
+    /// Whether only one direction is ever seen.
+    #[inline]
+    pub const fn is_one_way(self) -> bool {
+        matches!(
+            self,
+            Self::TcpOneWayOpening
+                | Self::TcpOneWay
+                | Self::TcpOneWayClosing
+                | Self::UdpOneWay
+                | Self::UdpOneWayStream
+        )
+    }
+
+    /// The first state of a connection, if its answers go another way.
+    pub(crate) const fn one_way(self) -> Option<Self> {
+        match self {
+            Self::TcpSynSent => Some(Self::TcpOneWayOpening),
+            Self::TcpMidflow => Some(Self::TcpOneWay),
+            Self::UdpUnreplied => Some(Self::UdpOneWay),
+            _ => None,
         }
     }
 
@@ -193,14 +239,18 @@ impl Default for Timeouts {
 
 const fn default_seconds(state: State) -> u64 {
     match state {
-        State::UdpUnreplied | State::UdpReplied => 120,
-        State::UdpStream => 300,
+        State::UdpUnreplied | State::UdpReplied | State::UdpOneWay => 120,
+        State::UdpStream | State::UdpOneWayStream => 300,
         State::EchoUnreplied | State::EchoReplied => 60,
         State::OtherUnreplied | State::OtherReplied => 600,
-        State::TcpSynSent | State::TcpSynCrossed | State::TcpSynReceived | State::TcpMidflow => 240,
-        State::TcpEstablished => 7_440,
+        State::TcpSynSent
+        | State::TcpSynCrossed
+        | State::TcpSynReceived
+        | State::TcpMidflow
+        | State::TcpOneWayOpening => 240,
+        State::TcpEstablished | State::TcpOneWay => 7_440,
         State::TcpHalfClosed => 3_600,
-        State::TcpClosing | State::TcpTimeWait => 240,
+        State::TcpClosing | State::TcpTimeWait | State::TcpOneWayClosing => 240,
         // Nothing is owed to a connection that both ends have forgotten.
         State::TcpClosed => 10,
         // Long enough for the challenge and its answer.

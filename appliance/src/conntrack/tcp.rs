@@ -70,6 +70,7 @@ impl Tcp {
             State::TcpSynSent => self.syn_sent(direction, segment, kind),
             State::TcpSynCrossed if kind != Kind::Rst => self.syn_crossed(direction, segment, kind),
             State::TcpMidflow => self.midflow(direction, segment, kind),
+            _ if state.is_one_way() => self.one_way(state, direction, kind),
             _ => match kind {
                 Kind::Syn => Ok(self.syn_inside(state, direction)),
                 Kind::SynAck => self.syn_ack_inside(state, direction, segment),
@@ -158,6 +159,23 @@ impl Tcp {
         } else {
             State::TcpResetPending
         }))
+    }
+
+    /// Windows and acknowledgments need both directions: nothing is judged by them here, but by the node that sees both.
+    fn one_way(&mut self, state: State, direction: Direction, kind: Kind) -> Result<Next, Invalid> {
+        if direction == Direction::Reply {
+            return Err(Invalid::Unsolicited);
+        }
+        match (state, kind) {
+            (_, Kind::SynAck) => Err(Invalid::Flags),
+            (State::TcpOneWayClosing, Kind::Syn) => Ok(Next::Reopen),
+            (State::TcpOneWayOpening, Kind::Syn) => Ok(Next::To(state)),
+            (_, Kind::Syn) => Ok(Next::Aside),
+            (_, Kind::Fin | Kind::Rst) | (State::TcpOneWayClosing, Kind::Ack) => {
+                Ok(Next::To(State::TcpOneWayClosing))
+            }
+            (_, Kind::Ack) => Ok(Next::To(State::TcpOneWay)),
+        }
     }
 
     fn midflow(

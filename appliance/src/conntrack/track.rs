@@ -158,7 +158,11 @@ impl Conntrack<'_> {
 #[inline]
 fn datagram(state: State, direction: Direction, signal: &Signal) -> Result<Next, Invalid> {
     let reply = direction == Direction::Reply;
+    if reply && state.is_one_way() {
+        return Err(Invalid::Unsolicited);
+    }
     Ok(Next::To(match (state, signal) {
+        (State::UdpOneWay | State::UdpOneWayStream, Signal::Datagram) => State::UdpOneWayStream,
         (State::UdpUnreplied, Signal::Datagram) if reply => State::UdpReplied,
         (State::UdpReplied, Signal::Datagram) if !reply => State::UdpStream,
         (State::UdpUnreplied | State::UdpReplied | State::UdpStream, Signal::Datagram) => state,

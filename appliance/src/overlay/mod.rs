@@ -5,6 +5,9 @@
 //! referred to is never taken away.
 
 mod apply;
+pub mod target;
+
+pub use target::Target;
 
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};

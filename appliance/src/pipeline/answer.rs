@@ -141,7 +141,11 @@ impl<O: Observer> Stages<'_, '_, O> {
             Answer::Refused => self.report(frame, packet, reply::Trouble::PortUnreachable),
             Answer::Error(trouble) => self.report(frame, packet, trouble),
         };
-        match told.and_then(|()| self.return_to_sender(frame)) {
+        let sent = told.and_then(|()| match self.named() {
+            Some(_) => self.return_to_client(frame, packet),
+            None => self.return_to_sender(frame),
+        });
+        match sent {
             Some(()) => Verdict::Reply,
             None => drop,
         }

@@ -211,6 +211,7 @@ impl<'m> Core<'_, 'm> {
             state: self.state,
             now: self.now,
             origin: ready.origin,
+            target: None,
             observer,
         };
         let Some(link) = stages.tables.link(frame.ingress) else {

@@ -47,12 +47,15 @@ impl<O: Observer> Stages<'_, '_, O> {
         let place = self.tables.place(packet.destination);
         let origin = Origin::of(frame.ingress);
         self.admit(frame, packet, origin, place)?;
-        if self.origin.is_some() && !matches!(place, Place::Link(_) | Place::Node { .. }) {
+        let named = self.named();
+        let for_here = matches!(place, Place::Link(_) | Place::Node { .. });
+        if self.origin.is_some() && named.is_none() && !for_here {
             // Nodes send each other what is for pods there, and for themselves; Services of other addresses were resolved where the
             // packet began.
             return Err(DropReason::NoRoute.into());
         }
         let served = match self.origin {
+            _ if let Some(target) = named => Ok(self.adopt_choice(flow, place, target)?),
             Some(_) if !matches!(place, Place::Node { .. }) => Err(NoChoice::NotAService),
             _ => self.serve(flow, place, origin),
         };
@@ -204,14 +207,25 @@ impl<O: Observer> Stages<'_, '_, O> {
         };
         let path = self.path_at(to_backend.destination(), place)?;
         let tunnelled = self.origin.map(|origin| origin.peer);
-        let back = self.path_back(ingress, flow.source(), tunnelled)?;
+        let answers = choice.map(|choice| self.answers(&mut new, choice, place, path));
+        let direct = answers.is_some_and(|answers| answers.direct);
+        let names = direct && self.named().is_none();
+        let back = if names {
+            Path::to(ingress)
+        } else {
+            self.path_back(ingress, flow.source(), tunnelled)?
+        };
         let rule = self.policy(ingress, &to_backend, place)?;
-        let hop = self.hop(path)?;
+        let mut hop = self.hop(path)?;
+        if names {
+            self.name_target(&to_backend, &mut hop);
+        }
         self.has_room(frame, packet, &hop)?;
         let memo = Memo {
             service: choice.map(|choice| choice.service),
             paths: [path, back],
             rule,
+            direct,
         };
         new.attached = Attached {
             stamp: Stamp {
@@ -227,10 +241,11 @@ impl<O: Observer> Stages<'_, '_, O> {
                 let to = to_backend.destination();
                 nat::leaves_cluster(self.tables, nat, to, place, path)
             });
+        let unmasked = answers.is_some_and(|answers| answers.unmasked);
         Ok(Ready {
             new,
             to_backend,
-            masquerade: leaves || choice.is_some_and(|choice| choice.masquerade),
+            masquerade: leaves || choice.is_some_and(|choice| choice.masquerade && !unmasked),
             path,
         })
     }

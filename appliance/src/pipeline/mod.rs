@@ -6,6 +6,7 @@
 //!                                           ├ ICMP errors → related
 //!                                           └ transit ─┬ belonging: the connection knows
 //!                                                      └ beginning: service → policy → nat → commit
+//!                              to a backend elsewhere, answered from there → direct
 //!                              too large and may be cut → each piece as a fragment
 //! ```
 //!
@@ -16,6 +17,7 @@ mod answer;
 mod batch;
 mod begin;
 mod cut;
+mod direct;
 mod refusal;
 mod related;
 mod state;

@@ -52,7 +52,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         } else {
             self.path(leaves.destination())?
         };
-        let hop = self.hop(path)?;
+        let mut hop = self.hop(path)?;
+        if memo.direct || self.named().is_some() {
+            self.directly(frame, packet, hit, &memo, &mut hop)?;
+        }
         self.has_room(frame, packet, &hop)?;
         // The other end speaks for itself, a router in between keeps its own address.
         let source = if packet.source == quoted.destination() {
@@ -61,7 +64,7 @@ impl<O: Observer> Stages<'_, '_, O> {
             packet.source
         };
         let outer = (source, leaves.destination());
-        if leaves.reversed() != quoted {
+        if leaves.reversed() != quoted && self.target.is_none() {
             self.observer.note(Step::Rewritten(leaves));
             translate(frame, packet, &inside, (&quoted, &leaves.reversed()), outer)
                 .ok_or(UNRELATED)?;

@@ -7,10 +7,11 @@ use crate::bandwidth::{Direction as Bandwidth, wire_bytes};
 use crate::connection::{Memo, Path, Way, signal_of};
 use crate::conntrack::{Attached, Hit, Signal, Track};
 use crate::decap;
-use crate::encap;
+use crate::encap::{self, Told};
 use crate::flow::{Direction, Flow, FlowHash};
 use crate::frame::Frame;
 use crate::observe::{Observer, Step};
+use crate::overlay::Target;
 use crate::parse::{Fragment, Packet};
 use crate::reply::Trouble;
 use crate::rewrite;
@@ -31,6 +32,8 @@ pub(super) struct Stages<'s, 'm, O> {
     pub(super) now: Instant,
     /// The node that the packet came from, if it came in a tunnel.
     pub(super) origin: Option<decap::Origin>,
+    /// The backend that is named to the next node; the packet then goes there as it is.
+    pub(super) target: Option<Target>,
     pub(super) observer: &'s mut O,
 }
 
@@ -93,7 +96,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         if frame.ingress != memo.ingress(hit.direction) {
             return Err(DropReason::Spoof.into());
         }
-        let hop = self.hop(memo.path(hit.direction))?;
+        let mut hop = self.hop(memo.path(hit.direction))?;
+        if memo.direct || self.named().is_some() {
+            self.directly(frame, packet, hit, &memo, &mut hop)?;
+        }
         self.has_room(frame, packet, &hop)?;
         if packet.fragment != Fragment::Later {
             let signal = signal_of(frame, packet).ok_or(DropReason::CtInvalid)?;
@@ -102,7 +108,7 @@ impl<O: Observer> Stages<'_, '_, O> {
                 Track::Anew => return self.beginning(frame, packet, flow, hash),
             }
         }
-        if !self.state.conntrack.is_translated(hit.id) {
+        if self.target.is_some() || !self.state.conntrack.is_translated(hit.id) {
             return self.send_on(frame, packet, &hop);
         }
         let outgoing = self.state.conntrack.outgoing(hit);
@@ -133,7 +139,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         outgoing: &Flow,
         hop: &NextHop,
     ) -> Result<Verdict, Refusal> {
-        if outgoing != flow {
+        if outgoing != flow && self.target.is_none() {
             self.observer.note(Step::Rewritten(*outgoing));
             rewrite::rewrite(frame, packet, flow, outgoing)?;
         }
@@ -153,11 +159,13 @@ impl<O: Observer> Stages<'_, '_, O> {
             let link = self.tables.link(frame.ingress);
             let sender = link.map_or(Identity::WORLD, Link::identity);
             // Who is the host there is nobody in particular here.
-            let told = if sender.is_pod() {
+            let identity = if sender.is_pod() {
                 sender
             } else {
                 Identity::WORLD
             };
+            let target = self.target;
+            let told = Told { identity, target };
             encap::send(frame, packet, self.tables.overlay(), exit, hop.source, told)?;
         }
         Ok(Verdict::Forward(hop.link))
@@ -285,8 +293,16 @@ impl<O: Observer> Stages<'_, '_, O> {
             Way::Peer(peer) => Some(peer),
             _ => None,
         };
-        let back = self.path_back(ingress, client, tunnelled)?;
-        memo.paths = [self.path(backend)?, back];
+        let former = memo.path(Direction::Original);
+        let there = self.path(backend)?;
+        if memo.direct && !self.still_direct(former, there) {
+            return Ok(self.over(hit));
+        }
+        let back = match former.way {
+            Way::Peer(_) if memo.direct => Path::to(ingress),
+            _ => self.path_back(ingress, client, tunnelled)?,
+        };
+        memo.paths = [there, back];
         if !O::DRY {
             let mut attached = *attached;
             attached.stamp.policy = self.tables.epoch;

@@ -1,12 +1,13 @@
 //! Where the stages meet the tunnel: what comes in it is unwrapped before anything else, answers to it go back in it, and what
 //! routers say about it is noted.
 
+use super::direct;
 use super::refusal::Refusal;
 use super::transit::Stages;
 use crate::address::Address;
 use crate::classify;
 use crate::decap::{self, Complaint, Origin};
-use crate::encap;
+use crate::encap::{self, Told};
 use crate::frame::Frame;
 use crate::observe::Observer;
 use crate::parse::{self, Content, Packet, Parsed};
@@ -26,8 +27,17 @@ pub(super) fn unwrap(
     let header = reply::ethernet_of(frame).ok_or(DropReason::Malformed)?;
     classify::link_layer(tables, frame.ingress, uplink, header)?;
     let (overlay, own) = (tables.overlay(), uplink.mac());
-    let origin = decap::unwrap(frame, packet, overlay, own)?;
+    let mut origin = decap::unwrap(frame, packet, overlay, own)?;
     match parse::parse_into(frame, packet)? {
+        Content::Ip if origin.target.is_some() => {
+            if direct::may_pass_on(tables, origin.peer, packet) {
+                // Who the client is, its address says.
+                origin.identity = None;
+                Ok(origin)
+            } else {
+                Err(DropReason::TunnelSpoof)
+            }
+        }
         Content::Ip if may_speak(tables, origin.peer, packet.source) => Ok(origin),
         Content::Ip => Err(DropReason::TunnelSpoof),
         Content::Arp => Err(DropReason::EtherType),
@@ -36,7 +46,7 @@ pub(super) fn unwrap(
 
 /// Whether a node may send what comes from `source`: from a pod there, from itself, or from an address of some node of which
 /// no more is known.
-fn may_speak(tables: &Tables<'_>, peer: PeerId, source: Address) -> bool {
+pub(super) fn may_speak(tables: &Tables<'_>, peer: PeerId, source: Address) -> bool {
     let overlay = tables.overlay();
     overlay.may_speak_for(peer, source)
         || (tables.place(source) == Place::Peer && overlay.peer_at(source).is_none())
@@ -86,7 +96,10 @@ impl<O: Observer> Stages<'_, '_, O> {
             overlay,
             &exit.ok()?,
             uplink.mac(),
-            Identity::WORLD,
+            Told {
+                identity: Identity::WORLD,
+                target: None,
+            },
         )
         .ok()
     }

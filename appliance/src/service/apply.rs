@@ -1,8 +1,8 @@
 //! Rows of Services into the shadow tables: each is checked against the rows it refers to, and refused by field.
 
 use super::tables::{
-    Backend, CLUSTER, Chunk, ENDPOINTS, EXTERNAL_LOCAL, Frontend, FrontendKey, INTERNAL_LOCAL,
-    LOCAL, Member, PRESENT, Port, SERVING, Services, Set, Source, V6,
+    Backend, CLUSTER, Chunk, DIRECT_RETURN, ENDPOINTS, EXTERNAL_LOCAL, Frontend, FrontendKey,
+    INTERNAL_LOCAL, LOCAL, Member, PRESENT, Port, SERVING, Services, Set, Source, V6,
 };
 use crate::address::Address;
 use crate::apply::Fault;
@@ -283,7 +283,8 @@ impl Services<'_> {
                 EXTERNAL_LOCAL
             } else {
                 0
-            };
+            }
+            | if row.direct_return { DIRECT_RETURN } else { 0 };
         port.lengths = u8::try_from(row.source_lengths.len()).unwrap_or(0);
         let lengths = port.source_lengths.iter_mut().zip(&row.source_lengths);
         lengths.for_each(|(to, from)| *to = *from);

@@ -8,6 +8,8 @@
 //! others, from outside all, masq               local endpoints, no masq
 //! ```
 //!
+//! With direct return nothing from outside is masqueraded, where the tunnel can [name the backend](crate::overlay::target).
+//!
 //! The choice is a function of the flow and a secret, not of chance: two packets of one flow on two queues get one backend
 //! (row K-06). A client with affinity keeps the backend that [`affinity`] remembers.
 
@@ -22,6 +24,7 @@ pub(crate) use touch::touch;
 
 use crate::address::{Address, Family};
 use crate::flow::Flow;
+use crate::overlay::Target;
 use crate::tables::{Nat, Place, Tables};
 use crate::time::Instant;
 use sluice_contract::service::{FrontendKind, NatRow, PortId, SetId};
@@ -55,6 +58,8 @@ pub struct Choice {
     pub port: u16,
     /// The source becomes the node's.
     pub masquerade: bool,
+    /// Answers may go from the backend's node straight to the client, which then keeps its address.
+    pub direct: bool,
     /// How long the client is to keep this backend, in seconds; 0: not at all.
     pub affinity: u32,
 }
@@ -155,9 +160,67 @@ pub fn choose(
         kind,
         address,
         port: backend_port,
+        direct: port.direct_return()
+            && question.origin == Origin::Outside
+            && may_return(kind, port),
         // What comes back to its sender would not pass here again otherwise.
         masquerade: masquerade || address == question.flow.source(),
         affinity: port.affinity,
+    })
+}
+
+/// Whether there is anything for direct return to spare: what is masqueraded although it comes from outside.
+const fn may_return(kind: FrontendKind, port: &Port) -> bool {
+    match kind {
+        FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {
+            !port.external_local()
+        }
+        FrontendKind::ClusterIp | FrontendKind::HostPort => false,
+    }
+}
+
+/// The choice that another node made for a client outside, if it could be made here.
+///
+/// # Errors
+/// [`NoChoice`]: the destination is no frontend with direct return, its source ranges leave the client out, or `target`
+/// does not serve it.
+pub fn confirm(
+    tables: &Tables<'_>,
+    question: &Question<'_>,
+    target: Target,
+) -> Result<Choice, NoChoice> {
+    let flow = question.flow;
+    let services = tables.services();
+    let protocol = Protocol::from_number(flow.protocol()).ok_or(NoChoice::NotAService)?;
+    let at = |address| services.frontend(address, protocol, flow.destination_port());
+    let any = || {
+        let peer = question.place == Place::Peer;
+        peer.then(|| at(Address::any(flow.destination().family())))
+            .flatten()
+    };
+    let frontend = at(flow.destination()).or_else(any);
+    let frontend = frontend.ok_or(NoChoice::NotAService)?;
+    let (id, kind) = (frontend.service(), frontend.kind());
+    let port = services.port(id).ok_or(NoChoice::NotAService)?;
+    if !port.direct_return() || !may_return(kind, port) {
+        return Err(NoChoice::NotAService);
+    }
+    if kind == FrontendKind::LoadBalancer && !may_use(services, id, port, question) {
+        return Err(NoChoice::SourceRange(id));
+    }
+    let serves = |set| services.has(set, target.address, target.port);
+    if !port.serving().is_some_and(serves) {
+        return Err(NoChoice::NoLocalEndpoint(id));
+    }
+    Ok(Choice {
+        service: id,
+        kind,
+        address: target.address,
+        port: target.port,
+        masquerade: false,
+        direct: true,
+        // The node that was asked remembers.
+        affinity: 0,
     })
 }
 

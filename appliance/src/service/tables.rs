@@ -155,6 +155,7 @@ pub(super) const V6: u8 = 2;
 pub(super) const ENDPOINTS: u8 = 4;
 pub(super) const INTERNAL_LOCAL: u8 = 8;
 pub(super) const EXTERNAL_LOCAL: u8 = 16;
+pub(super) const DIRECT_RETURN: u8 = 32;
 /// Places in [`Port::sets`].
 pub(super) const CLUSTER: usize = 0;
 pub(super) const LOCAL: usize = 1;
@@ -182,6 +183,11 @@ impl Port {
 
     pub const fn external_local(&self) -> bool {
         self.flags & EXTERNAL_LOCAL != 0
+    }
+
+    /// Whether clients outside are to be answered by the backend's node.
+    pub const fn direct_return(&self) -> bool {
+        self.flags & DIRECT_RETURN != 0
     }
 
     /// Where traffic may go that may go anywhere.

@@ -177,6 +177,7 @@ pub struct Svc {
     pub endpoints: bool,
     pub internal_local: bool,
     pub external_local: bool,
+    pub direct_return: bool,
     pub affinity: u32,
     pub sources: Vec<&'static str>,
 }
@@ -194,6 +195,7 @@ impl Svc {
             endpoints: !cluster.is_empty(),
             internal_local: false,
             external_local: false,
+            direct_return: false,
             affinity: 0,
             sources: Vec::new(),
         }
@@ -233,6 +235,7 @@ impl Svc {
             endpoints: self.endpoints,
             internal_local: self.internal_local,
             external_local: self.external_local,
+            direct_return: self.direct_return,
             affinity: self.affinity,
             source_lengths: heapless::Vec::from_slice(&lengths).unwrap(),
         }

@@ -13,6 +13,8 @@ pub const OPTION: usize = 4;
 pub const ETHERNET: u16 = 0x6558;
 
 const CONTROL: u8 = 0x80;
+/// Among the options are critical ones.
+const HAS_CRITICAL: u8 = 0x40;
 /// In an option's type: who does not know the option must drop the packet.
 const CRITICAL: u8 = 0x80;
 
@@ -29,11 +31,11 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header followed by `options` bytes of options, of which none is critical.
-    pub const fn new(vni: u32, protocol: u16, options: usize) -> Self {
+    /// A header followed by `options` bytes of options.
+    pub const fn new(vni: u32, protocol: u16, options: usize, critical: bool) -> Self {
         Self {
             version_length: (options / 4) as u8 & 0x3f,
-            flags: 0,
+            flags: if critical { HAS_CRITICAL } else { 0 },
             protocol: U16::new(protocol),
             vni_reserved: U32::new(vni << 8),
         }
@@ -100,30 +102,28 @@ pub enum OptionError {
     Critical,
 }
 
-/// The data of the option (`class`, `kind`) with one word of data, if it is among `options`; the last one counts.
+/// Shows each option to `take`, in order, which says whether it knows it.
 ///
 /// # Errors
 /// [`OptionError`].
 ///
 /// # Cost
 /// At most 63 steps: options are 252 bytes at most, four each at least.
-pub fn find_word(mut options: &[u8], class: u16, kind: u8) -> Result<Option<u32>, OptionError> {
-    let mut found = None;
+pub fn walk(
+    mut options: &[u8],
+    mut take: impl FnMut(&OptionHeader, &[u8]) -> bool,
+) -> Result<(), OptionError> {
     while !options.is_empty() {
         let (header, rest) =
             OptionHeader::ref_from_prefix(options).map_err(|_| OptionError::Broken)?;
         let length = usize::from(header.length & 0x1f) * 4;
         let data = rest.get(..length).ok_or(OptionError::Broken)?;
-        match data {
-            [a, b, c, d] if header.class == class && header.kind == kind => {
-                found = Some(u32::from_be_bytes([*a, *b, *c, *d]));
-            }
-            _ if header.kind & CRITICAL != 0 => return Err(OptionError::Critical),
-            _ => {}
+        if !take(header, data) && header.kind & CRITICAL != 0 {
+            return Err(OptionError::Critical);
         }
         options = rest.get(length..).unwrap_or_default();
     }
-    Ok(found)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -140,6 +140,20 @@ mod tests {
             bytes.extend(word.to_be_bytes());
         }
         bytes
+    }
+
+    /// The data of the last option with one word of data that is (`class`, `kind`).
+    fn find_word(options: &[u8], class: u16, kind: u8) -> Result<Option<u32>, OptionError> {
+        let mut found = None;
+        walk(options, |header, data| {
+            let ours = header.class == class && header.kind == kind;
+            if let (true, [a, b, c, d]) = (ours, data) {
+                found = Some(u32::from_be_bytes([*a, *b, *c, *d]));
+                return true;
+            }
+            false
+        })?;
+        Ok(found)
     }
 
     #[test]

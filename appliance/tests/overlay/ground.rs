@@ -152,7 +152,10 @@ pub(crate) fn wrapped(
         overlay,
         &exit,
         mac(0xee),
-        Identity(identity),
+        encap::Told {
+            identity: Identity(identity),
+            target: None,
+        },
     )?;
     Ok((frame.bytes().to_vec(), frame.offload))
 }

@@ -57,6 +57,7 @@ pub(super) fn rows(link: LinkId, pod: &PodConfig) -> Vec<Row> {
                     endpoints: true,
                     internal_local: false,
                     external_local: false,
+                    direct_return: false,
                     affinity: 0,
                     source_lengths: Default::default(),
                 }),

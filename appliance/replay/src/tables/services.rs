@@ -108,6 +108,8 @@ struct Port {
     #[serde(default)]
     external_local: bool,
     #[serde(default)]
+    direct_return: bool,
+    #[serde(default)]
     affinity: u32,
     #[serde(default)]
     sources: Vec<PrefixText>,
@@ -254,6 +256,7 @@ impl Port {
                 endpoints: self.endpoints.unwrap_or(some_set),
                 internal_local: self.internal_local,
                 external_local: self.external_local,
+                direct_return: self.direct_return,
                 affinity: self.affinity,
                 source_lengths: heapless::Vec::from_slice(&lengths)
                     .map_err(|_| "sources: Of more different lengths than a port can have")?,

@@ -252,6 +252,7 @@ impl Engine {
             endpoints: categories.any,
             internal_local: service.internal_policy == TrafficPolicy::Local,
             external_local: service.external_policy == TrafficPolicy::Local,
+            direct_return: false,
             affinity: match service.affinity {
                 Affinity::None => 0,
                 Affinity::ClientIp(timeout) => u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX),
