@@ -7,6 +7,7 @@
 //! * [`netns`], [`command`]: namespaces and child processes that end with their owner.
 //! * [`lab`]: a node with pods; [`claims`]: what it must show.
 //! * [`policy`]: a node that follows manifests, and what it must show.
+//! * [`kubernetes`]: a server that speaks as the Kubernetes API does.
 //! * [`cni`]: a node that a runtime adds pods to, called as a runtime calls it.
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate; [`traffic`]: between which namespaces.
 //! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
@@ -34,6 +35,7 @@ pub mod cni;
 pub mod command;
 pub mod cpu;
 pub mod flannel;
+pub mod kubernetes;
 pub mod lab;
 pub mod load;
 pub mod membership;

@@ -1,39 +1,29 @@
 //! The node's taint: whether the cluster may give this node pods, through a real daemon and a server that speaks as the API does.
 
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sluice_tests::cni::CniLab;
 use sluice_tests::command;
+use sluice_tests::kubernetes::{ApiServer, NODES};
 use sluice_tests::lab::{Wiring, program};
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
-use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-#[path = "../../../host-shim/model/tests/sources/api.rs"]
-#[expect(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "the sources' tests meet its faults and end where their ground is not as they expect"
-)]
-mod api;
-
-const NODES: &str = "/api/v1/nodes";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The pods' network and somebody else's.
 const BOTH: [&str; 2] = ["example.org/disk", "sluice.dev/agent-not-ready"];
 
-fn taints(api: &api::Api) -> Vec<String> {
+fn taints(api: &ApiServer) -> Vec<String> {
     let node = api.object(NODES, "/here");
     let all = node["spec"]["taints"].as_array().cloned();
     let key = |taint: &Value| taint["key"].as_str().unwrap_or_default().to_owned();
     all.unwrap_or_default().iter().map(key).collect()
 }
 
-fn until(api: &api::Api, what: &str, wanted: &[&str]) {
+fn until(api: &ApiServer, what: &str, wanted: &[&str]) {
     command::until(what, PATIENCE, || {
         let now = taints(api);
         anyhow::ensure!(now == wanted, "the taints are {now:?}");
@@ -51,27 +41,13 @@ fn p13_the_taint_goes_when_the_node_forwards_and_comes_back_when_it_is_long_dead
         Tool("ip")
     );
     let mut lab = CniLab::prepare(Wiring::Veth, "auto").expect("a lab");
-    // The server listens where the daemon lives.
-    let host = File::open(lab.lab.host.path()).expect("the node's namespace");
-    let server = std::thread::spawn(move || {
-        setns(&host, CloneFlags::CLONE_NEWNET).expect("inside");
-        api::Api::start()
-    });
-    let api = server.join().expect("a server");
+    let api = ApiServer::start(&lab.lab).expect("a server");
     let registered = BOTH.map(|key| json!({"key": key, "effect": "NoSchedule"}));
     let node = json!({
         "kind": "Node", "apiVersion": "v1", "metadata": {"name": "here"},
         "spec": {"podCIDRs": ["10.88.0.0/24"], "taints": registered},
     });
     api.put(NODES, &node);
-    let kubeconfig = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "it",
-        "clusters": [{"name": "it", "cluster": {"server": format!("http://{}", api.address)}}],
-        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
-        "users": [{"name": "it", "user": {}}],
-    });
-    let file = lab.path("kubeconfig");
-    std::fs::write(&file, kubeconfig.to_string()).expect("a kubeconfig");
     let vmm = lab.path("vmm");
     let real = program("sluice-vmm").canonicalize().expect("the VMM");
     symlink(&real, &vmm).expect("a link");
@@ -79,7 +55,6 @@ fn p13_the_taint_goes_when_the_node_forwards_and_comes_back_when_it_is_long_dead
         .change_config(|config| {
             config["node_name"] = json!("here");
             config["vmm"] = json!(vmm);
-            config["source"] = json!({"kubernetes": {"kubeconfig": file}});
         })
         .expect("a configuration");
     assert_eq!(taints(&api), BOTH);

@@ -1,6 +1,7 @@
 //! Policy and Services in a running node on KVM: files come and go, and pods feel it.
 
 mod flows;
+mod kubernetes;
 mod modes;
 mod restart;
 

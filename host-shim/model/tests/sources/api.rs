@@ -37,6 +37,8 @@ struct State {
     /// Kinds that this server does not have.
     unknown: Vec<&'static str>,
     stopped: bool,
+    /// Every connection ends without a word.
+    away: bool,
     page: usize,
     /// Watches that began before the latest cut end.
     cuts: u64,
@@ -157,6 +159,11 @@ impl Api {
         self.shared.1.notify_all();
     }
 
+    /// From now on nobody is answered, and watches break off; or all is well again.
+    pub(crate) fn go_away(&self, away: bool) {
+        self.with(|state| state.away = away);
+    }
+
     /// The next request whose line contains `what` meets this fault.
     pub(crate) fn fail(&self, what: &'static str, fault: Fault) {
         self.with(|state| state.faults.push_back((what, fault)));
@@ -219,6 +226,9 @@ fn serve(shared: &(Mutex<State>, Condvar), stream: &TcpStream) -> std::io::Resul
         let target = line.split(' ').nth(1).unwrap().to_owned();
         let fault = {
             let mut state = shared.0.lock().unwrap();
+            if state.away {
+                return Ok(());
+            }
             state.requests.push(target.clone());
             let at = state
                 .faults
@@ -400,6 +410,9 @@ fn watch(
     let mut state = shared.0.lock().unwrap();
     let cuts = state.cuts;
     loop {
+        if state.away {
+            return Ok(());
+        }
         if state.cuts > cuts {
             return write!(stream, "0\r\n\r\n");
         }

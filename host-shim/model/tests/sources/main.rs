@@ -353,6 +353,23 @@ fn failures_are_waited_out_and_what_is_known_stays() {
 }
 
 #[test]
+fn p07_what_is_known_stays_while_the_server_is_away_and_what_was_missed_follows() {
+    let (api, mut follower) = api();
+    api.put(POLICIES, &policy("p", 80));
+    follower.until("the policy", |it| has_port(it, 80));
+    api.go_away(true);
+    follower.until("that it is away", |it| it.lost().is_some());
+    api.put(POLICIES, &policy("p", 81));
+    api.delete(PODS, "x/a");
+    assert!(has_port(&follower.store, 80) && app(&follower.store, "a").is_some());
+    api.go_away(false);
+    follower.until("what was missed", |it| {
+        it.lost().is_none() && has_port(it, 81) && app(it, "a").is_none()
+    });
+    assert_eq!(follower.lists(Kind::NetworkPolicy), 1, "resumed");
+}
+
+#[test]
 fn bookmarks_move_the_place_at_which_a_watch_resumes() {
     let (api, mut follower) = api();
     api.put(PODS, &pod("d", "web"));
