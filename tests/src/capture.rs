@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+/// For a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Captures on an interface until it is dropped; the file goes with it.
 #[derive(Debug)]
 pub struct Capture {
@@ -45,7 +48,7 @@ impl Capture {
             tcpdump: command.spawn().context("tcpdump")?,
             path,
         };
-        command::until("tcpdump", Duration::from_secs(5), || {
+        command::until("tcpdump", PATIENCE, || {
             ensure!(capture.path.metadata()?.len() >= 24, "no header yet");
             Ok(())
         })?;
@@ -130,7 +133,7 @@ impl Capture {
     /// # Errors
     /// If they do not come.
     pub fn until_fields(&self, shown: &str, fields: &[&str], least: usize) -> Result<Vec<String>> {
-        command::until("the capture", Duration::from_secs(10), || {
+        command::until("the capture", PATIENCE, || {
             let lines = self.fields(shown, fields)?;
             let count = lines.len();
             ensure!(count >= least, "tshark finds {count} frames of `{shown}`");

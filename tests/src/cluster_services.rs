@@ -46,7 +46,7 @@ fn reached(cluster: &Cluster, client: &Netns, to: &str, source: &str) -> Result<
     datagrams(client, to, "0.02")?;
     let wanted = ["TCP", "UDP"].map(|protocol| (protocol, source.to_owned()));
     let what = format!("{source} at the backend, from {} by {to}", client.name());
-    command::until(&what, Duration::from_secs(5), || {
+    command::until(&what, PATIENCE, || {
         let text = capture.read("")?;
         let seen: BTreeSet<_> = text.lines().filter_map(beginning).collect();
         ensure!(seen == wanted.clone().into(), "the backend sees {seen:?}");
@@ -78,12 +78,16 @@ fn dropped(lab: &Lab, reason: &str) -> Result<u64> {
 /// Nothing comes back to the client, and the node counts what it dropped for that reason.
 fn silent(node: &Lab, reason: &str, client: &Netns, (address, port): (&str, u16)) -> Result<()> {
     let before = dropped(node, reason)?;
-    let seen = attempt(client, address, port)?;
+    let seen = command::until("the count of what was dropped", PATIENCE, || {
+        let seen = attempt(client, address, port)?;
+        let is_counted = dropped(node, reason)? > before;
+        ensure!(
+            is_counted || seen != Attempt::Silent,
+            "{address}:{port}: no {reason}"
+        );
+        Ok(seen)
+    })?;
     ensure!(seen == Attempt::Silent, "{address}:{port}: {seen:?}");
-    ensure!(
-        dropped(node, reason)? > before,
-        "{address}:{port}: no {reason}"
-    );
     Ok(())
 }
 
@@ -212,7 +216,7 @@ pub fn load_balancers_learn_where_the_endpoints_are(cluster: &Cluster) -> Result
                 "exec 3<>/dev/tcp/{own}/{HEALTH_PORT} && printf 'GET / HTTP/1.1\\r\\n\\r\\n' >&3 && cat <&3"
             );
             command::until("an answer", PATIENCE, || {
-                let answer = cluster.outside.run(&["timeout", "2", "bash", "-c", &ask])?;
+                let answer = cluster.outside.run(&["timeout", "5", "bash", "-c", &ask])?;
                 let endpoints = format!("\"localEndpoints\":{count}");
                 ensure!(
                     answer.starts_with(status) && answer.contains(&endpoints),

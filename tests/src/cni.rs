@@ -271,11 +271,18 @@ impl CniLab {
             .collect())
     }
 
-    /// Whatever of pods is left in the node: interfaces, links, addresses, records.
+    /// Whatever of pods is left in the node: interfaces, links, addresses, records. A DEL that the node was too busy to hear
+    /// in time is waited for.
     ///
     /// # Errors
     /// If it cannot be looked at.
     pub fn left(&self) -> Result<Vec<String>> {
+        command::until("the kept DELs", Duration::from_secs(60), || {
+            let kept = self.path("state/deferred/sluice");
+            let mut kept = std::fs::read_dir(kept).into_iter().flatten();
+            anyhow::ensure!(kept.next().is_none(), "some are left");
+            Ok(())
+        })?;
         let mut left = Vec::new();
         for line in self.lab.host.run(&["ip", "-o", "link", "show"])?.lines() {
             let name = line.split(": ").nth(1).unwrap_or_default();
@@ -324,7 +331,7 @@ pub fn addresses(netns: &Netns, interface: &str) -> Result<Vec<String>> {
 /// # Errors
 /// If it is not, for some seconds.
 pub fn ping(from: &Netns, to: &str) -> Result<()> {
-    command::until("an answered ping", Duration::from_secs(10), || {
+    command::until("an answered ping", Duration::from_secs(30), || {
         from.run(&["ping", "-n", "-c", "1", "-W", "1", to])
             .map(drop)
     })

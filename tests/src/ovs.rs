@@ -84,7 +84,7 @@ impl OpenVswitch {
             format!("--log-file={}", self.file("db.log")),
         ];
         self.database = Some(self.daemon(&database)?);
-        command::until("Open vSwitch's database", Duration::from_secs(10), || {
+        command::until("Open vSwitch's database", Duration::from_secs(30), || {
             self.vsctl("--no-wait init")
         })?;
         let switch = [

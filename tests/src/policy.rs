@@ -119,6 +119,23 @@ pub fn until(pod: &Pod, address: &str, port: u16, accepted: bool) -> Result<Dura
     Ok(start.elapsed())
 }
 
+/// Waits until the node has taken in a number of policies and told the appliance. That a connection does not come about may
+/// be the fault of a machine that is busy with something else.
+///
+/// # Errors
+/// If it does not in time.
+pub fn settled(lab: &Lab, policies: u64) -> Result<()> {
+    command::until("the policies in force", PATIENCE, || {
+        let status = lab.status()?;
+        ensure!(
+            status["cluster"]["objects"]["NetworkPolicy"] == policies,
+            "not taken in"
+        );
+        ensure!(status["control"]["settled"] == true, "not in force");
+        Ok(())
+    })
+}
+
 fn pods(lab: &Lab) -> Result<(&Pod, &Pod)> {
     match lab.pods.as_slice() {
         [a, b, ..] => Ok((a, b)),
@@ -145,6 +162,7 @@ pub fn policy_file_decides(lab: &Lab) -> Result<String> {
     }
     write(lab, "friends-only.yaml", FRIENDS_ONLY)?;
     let denied = until(client, &addresses[0], 7000, false)?;
+    settled(lab, 1)?;
     ensure!(
         !connects(client, &addresses[1], 7000)?,
         "{} is reached in spite of the policy",
@@ -194,6 +212,7 @@ pub fn typo_changes_nothing(lab: &Lab) -> Result<String> {
     let (client, server) = pods(lab)?;
     let address = server.v4.to_string();
     write(lab, "friends-only.yaml", FRIENDS_ONLY)?;
+    settled(lab, 1)?;
     until(client, &address, 7000, false)?;
     let generation = |status: &Value| status["control"]["generation"].clone();
     let before = generation(&lab.status()?);

@@ -38,11 +38,14 @@ impl Snapshot {
         Ok(Self { lines })
     }
 
-    /// Lines that are here and not in `before`, belonging to `owner`'s names only if given.
-    pub fn added_since(&self, before: &Self, owner: Option<&str>) -> Vec<String> {
+    /// Lines that are here and not in `before`. Of namespaces and processes only those of the lab whose process has this id: other
+    /// labs of the machine have their own.
+    pub fn added_since(&self, before: &Self, lab: u32) -> Vec<String> {
+        let own = format!("sluice-{lab}-");
+        let of_labs = |line: &str| line.starts_with("netns ") || line.starts_with("process ");
         self.lines
             .difference(&before.lines)
-            .filter(|line| owner.is_none_or(|owner| line.contains(owner)))
+            .filter(|line| line.contains(&own) || !of_labs(line))
             .cloned()
             .collect()
     }

@@ -27,13 +27,13 @@ pub fn at(address: &str, port: u16) -> String {
 /// Starts the traffic server in a namespace.
 ///
 /// # Errors
-/// If it does not listen within a few seconds.
+/// If it does not listen in time.
 pub fn serve(netns: &Netns) -> Result<Running> {
     let mut command = netns.command(program("sluice-load"));
     let listen = format!("[::]:{PORT}");
     command.args(["serve", &listen]).stdout(Stdio::null());
     let server = Running::start("sluice-load", &mut command)?;
-    command::until("the traffic server", Duration::from_secs(5), || {
+    command::until("the traffic server", PATIENCE, || {
         let port = format!(":{PORT}");
         let listening = netns.run(&["ss", "-ltnH", "sport", "=", &port])?;
         ensure!(!listening.trim().is_empty(), "not listening yet");

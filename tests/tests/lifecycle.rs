@@ -54,7 +54,9 @@ fn p11_nothing_is_left_after_an_orderly_end() {
     let before = Snapshot::take().expect("a look");
     drop(Lab::start(&Plan::default()).expect("a node"));
     assert_eq!(
-        Snapshot::take().expect("a look").added_since(&before, None),
+        Snapshot::take()
+            .expect("a look")
+            .added_since(&before, std::process::id()),
         [""; 0]
     );
 }
@@ -74,16 +76,18 @@ fn p11_nothing_is_left_after_an_interrupted_demo() {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let mut demo = Running::start("sluice-lab", &mut command).expect("a demo");
-    command::until("a VMM of the demo", Duration::from_secs(30), || {
-        let now = Snapshot::take()?.added_since(&before, Some("sluice-vmm"));
-        anyhow::ensure!(!now.is_empty(), "none yet");
+    let lab = demo.pid().as_raw().cast_unsigned();
+    command::until("a VMM of the demo", Duration::from_secs(60), || {
+        let now = Snapshot::take()?.added_since(&before, lab);
+        let has_vmm = now.iter().any(|line| line.contains("sluice-vmm "));
+        anyhow::ensure!(has_vmm, "none yet");
         Ok(())
     })
     .expect("a running demo");
     demo.signal(Signal::SIGINT);
     demo.wait().expect("an end");
     assert_eq!(
-        Snapshot::take().expect("a look").added_since(&before, None),
+        Snapshot::take().expect("a look").added_since(&before, lab),
         [""; 0]
     );
 }
@@ -105,7 +109,9 @@ fn p11_nothing_is_left_after_a_failure_in_the_middle() {
         .expect_err("one MiB is not enough");
     assert!(format!("{error:#}").contains("memory"), "{error:#}");
     assert_eq!(
-        Snapshot::take().expect("a look").added_since(&before, None),
+        Snapshot::take()
+            .expect("a look")
+            .added_since(&before, std::process::id()),
         [""; 0]
     );
 }

@@ -15,7 +15,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 /// Far more than the second that is the goal.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn reaches(from: &Netns, to: &str) -> Result<()> {
     from.run(&["ping", "-n", "-c", "1", "-W", "1", to])

@@ -13,7 +13,7 @@ use sluice_tests::traffic::{load, serve};
 use sluice_tests::underlay::Underlay;
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The router's address in the first and in the second subnet.
 const ROUTER: [&str; 2] = ["192.168.50.1", "192.168.60.1"];
 /// The third node's, in the second subnet.

@@ -21,7 +21,7 @@ pub const OVERALL: Duration = Duration::from_secs(29);
 /// A node that does not even accept a call within this hangs.
 const ACCEPTED: Duration = Duration::from_secs(5);
 /// The same for DEL, which then is kept for later: it ends within 2 s (row C-04).
-const ACCEPTED_DEL: Duration = Duration::from_millis(1500);
+pub const ACCEPTED_DEL: Duration = Duration::from_millis(1500);
 /// A runtime that does not close standard input.
 const INPUT: Duration = Duration::from_secs(10);
 

@@ -23,6 +23,8 @@ const CALLS: usize = 128;
 const REQUEST: Duration = Duration::from_secs(5);
 /// How often the node's health is looked at.
 const SAMPLE: Duration = Duration::from_millis(250);
+/// How often DELs are looked for that were kept because this node did not hear them in time.
+const KEPT: Duration = Duration::from_secs(3);
 
 /// A running server; it stops when this goes.
 #[derive(Debug)]
@@ -52,17 +54,20 @@ impl Server {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         let (stop, gate) = (Arc::new(AtomicBool::new(false)), Arc::new(Gate::new(CALLS)));
         let calls = Arc::new(AtomicUsize::new(0));
-        let sampler = {
+        let repeat = |name: &str, pause, work: fn(&Verbs<N>)| {
             let (verbs, stop) = (verbs.clone(), stop.clone());
-            thread::Builder::new()
-                .name("cni-health".into())
-                .spawn(move || {
-                    while !stop.load(Ordering::Acquire) {
-                        verbs.sample_health();
-                        thread::park_timeout(SAMPLE);
-                    }
-                })?
+            let repeated = move || {
+                while !stop.load(Ordering::Acquire) {
+                    work(&verbs);
+                    thread::park_timeout(pause);
+                }
+            };
+            thread::Builder::new().name(name.into()).spawn(repeated)
         };
+        let sampler = repeat("cni-health", SAMPLE, |verbs| {
+            verbs.sample_health();
+        })?;
+        let keeper = repeat("cni-kept", KEPT, Verbs::carry_out_deferred)?;
         let acceptor = {
             let (stop, gate, calls) = (stop.clone(), gate.clone(), calls.clone());
             let listener = listener.clone();
@@ -75,7 +80,7 @@ impl Server {
             gate,
             calls,
             listener,
-            threads: vec![sampler, acceptor],
+            threads: vec![sampler, keeper, acceptor],
         })
     }
 

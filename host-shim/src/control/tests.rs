@@ -235,6 +235,9 @@ fn nobody_is_told_anything_before_what_is_desired_is_known() {
         control.put([link(16, 1)]);
         control.release();
     }
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
     assert_eq!(std::io::Read::read(&mut stream, &mut byte).unwrap(), 1);
     control.stop();
 }

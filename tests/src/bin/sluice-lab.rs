@@ -97,7 +97,7 @@ fn demo(isolation: &str, nodes: u32, pings: u32) -> Result<()> {
         _ => anyhow::bail!("NODES={nodes}: 1 to 9 can be shown"),
     }
     signals::go_on()?;
-    let left = Snapshot::take()?.added_since(&before, None);
+    let left = Snapshot::take()?.added_since(&before, std::process::id());
     list.line(
         "nothing is left behind",
         if left.is_empty() {

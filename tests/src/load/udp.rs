@@ -3,7 +3,8 @@
 use super::{Latency, Outcome};
 use anyhow::{Context as _, Result};
 use nix::sys::socket::{
-    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt,
+    sockopt::RcvBufForce,
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -12,8 +13,14 @@ use std::time::{Duration, Instant};
 
 /// Datagrams taken or given in one system call.
 const BATCH: usize = 64;
-/// After this silence what is out counts as lost.
+/// After this silence others are sent in the place of what is out.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// After this silence at the end what is out counts as lost; before, it may only be late on a machine that is busy.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
+/// The same where nobody has answered yet.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
+/// Of the receiver's socket: several windows of datagrams of a page each.
+const ROOM: usize = 8 << 20;
 const NOTHING: [ControlMessage<'static>; 0] = [];
 
 /// Counts datagrams and answers each batch with the count since the sender's start, for ever.
@@ -23,6 +30,8 @@ const NOTHING: [ControlMessage<'static>; 0] = [];
 /// # Errors
 /// If the socket breaks.
 pub fn serve(socket: &UdpSocket) -> Result<()> {
+    // Who may not have more than others serves all the same.
+    let _refused = setsockopt(socket, RcvBufForce, &ROOM);
     let mut buffers = vec![[0u8; 2048]; BATCH];
     let mut count = 0u64;
     loop {
@@ -93,9 +102,19 @@ pub fn window(server: SocketAddr, size: usize, window: usize, time: Duration) ->
     let start = Instant::now();
     let (mut sent, mut acknowledged, mut lost) = (0u64, 0u64, 0u64);
     let mut first = true;
-    while start.elapsed() < time || acknowledged + lost < sent {
+    let mut heard = start;
+    loop {
+        let is_sending = sent == 0 || start.elapsed() < time;
+        let patience = match acknowledged {
+            0 => FIRST_PATIENCE,
+            _ => LAST_PATIENCE,
+        };
+        if !is_sending && (acknowledged == sent || heard.elapsed() >= patience) {
+            lost = sent - acknowledged;
+            break;
+        }
         let out = (sent - acknowledged - lost) as usize;
-        if out + BATCH.min(window) <= window && start.elapsed() < time {
+        if out + BATCH.min(window) <= window && is_sending {
             sent += send(&socket, size, BATCH.min(window), first)? as u64;
             first = false;
             continue;
@@ -103,6 +122,7 @@ pub fn window(server: SocketAddr, size: usize, window: usize, time: Duration) ->
         let mut answer = [0u8; 8];
         match socket.recv(&mut answer) {
             Ok(8) => {
+                heard = Instant::now();
                 acknowledged = acknowledged.max(u64::from_be_bytes(answer)).min(sent);
                 // What was given up may have been only late.
                 lost = lost.min(sent - acknowledged);

@@ -32,7 +32,7 @@ fn serve(pod: &Netns) -> anyhow::Result<Running> {
     let mut command = pod.command(program("sluice-load"));
     command.arg("serve").stdout(std::process::Stdio::null());
     let server = Running::start("sluice-load", &mut command)?;
-    command::until("the server", Duration::from_secs(5), || {
+    command::until("the server", Duration::from_secs(30), || {
         let listening = pod.run(&["ss", "-ltnH", "sport", "=", ":7000"])?;
         anyhow::ensure!(!listening.trim().is_empty(), "not listening yet");
         Ok(())

@@ -94,7 +94,7 @@ fn i01_i08_annotations_choose_a_pool_and_the_node_object_has_the_others() {
     );
     // They are one network all the same.
     for (from, to) in [(&usual, "10.91.0.2"), (&blue, "fd90::2")] {
-        command::until("an answered ping", Duration::from_secs(10), || {
+        command::until("an answered ping", Duration::from_secs(30), || {
             from.run(&["ping", "-n", "-c", "1", "-W", "1", to])
         })
         .expect("an answer");

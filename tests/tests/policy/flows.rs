@@ -4,8 +4,9 @@ use sluice_tests::command::{self, Running};
 use sluice_tests::lab::{Lab, Plan, Pod, program};
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
-use sluice_tests::policy::{self, FRIENDS_ONLY, connects, until};
+use sluice_tests::policy::{self, FRIENDS_ONLY, settled, until};
 use sluice_tests::traffic;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,28 +18,52 @@ fn isolate(name: &str, role: &str) -> String {
     )
 }
 
-/// Waits until the node has taken in a number of policies and told the appliance.
-fn settled(lab: &Lab, policies: u64) {
-    command::until("the policies in force", Duration::from_secs(20), || {
-        let status = lab.status()?;
-        anyhow::ensure!(
-            status["cluster"]["objects"]["NetworkPolicy"] == policies,
-            "not yet"
-        );
-        anyhow::ensure!(status["control"]["settled"] == true, "not yet");
-        Ok(())
-    })
-    .expect("the policies in force");
+/// A connection that echoes a line every tenth of a second until it is told to stop. Ends with 7 if an answer stays away.
+struct Conversation {
+    bash: Running,
+    /// How many answers came.
+    count: PathBuf,
+    stop: PathBuf,
 }
 
-/// A connection that echoes a line every tenth of a second, four seconds long. Ends with 7 if an answer stays away.
-fn long_connection(pod: &Pod, address: &str) -> Running {
-    let script = format!(
-        "exec 3<>/dev/tcp/{address}/7000; printf E >&3\n\
-         for i in $(seq 40); do echo line $i >&3; read -t 1 -u 3 answer || exit 7; sleep 0.1; done"
-    );
-    let mut command = pod.netns.command("bash");
-    Running::start("bash", command.args(["-c", &script])).expect("a connection")
+impl Conversation {
+    /// Begins; at least one answer has come when this returns.
+    fn begin(lab: &Lab, client: &Pod, address: &str) -> Self {
+        let (count, stop) = (lab.run_dir().join("answers"), lab.run_dir().join("stop"));
+        let script = format!(
+            "exec 3<>/dev/tcp/{address}/7000; printf E >&3\n\
+             until [ -e {} ]; do echo line >&3; read -t 10 -u 3 answer || exit 7; echo >> {}; sleep 0.1; done",
+            stop.display(),
+            count.display(),
+        );
+        let mut command = client.netns.command("bash");
+        let bash = Running::start("bash", command.args(["-c", &script])).expect("a connection");
+        let begun = Self { bash, count, stop };
+        begun.goes_on(1);
+        begun
+    }
+
+    /// Waits for so many more answers.
+    fn goes_on(&self, more: u64) {
+        let answers = || std::fs::metadata(&self.count).map_or(0, |file| file.len());
+        let before = answers();
+        command::until("an answer", policy::PATIENCE, || {
+            anyhow::ensure!(answers() >= before + more, "{} answers", answers());
+            Ok(())
+        })
+        .expect("an answer");
+    }
+
+    /// Whether every line was answered to its end.
+    fn ends_well(mut self) -> bool {
+        std::fs::write(&self.stop, "").expect("a word");
+        self.bash.wait().expect("an end").success()
+    }
+
+    /// Whether an answer stays away.
+    fn breaks_off(mut self) -> bool {
+        !self.bash.wait().expect("an end").success()
+    }
 }
 
 #[test]
@@ -53,14 +78,12 @@ fn n06_replies_pass_whatever_the_other_direction_says() {
     let lab = policy::start(&Plan::default()).expect("a node");
     let _server = lab.serve(1).expect("a server");
     let (client, server) = (&lab.pods[0], lab.pods[1].v4.to_string());
-    let mut before = long_connection(client, &server);
+    let before = Conversation::begin(&lab, client, &server);
     policy::write(&lab, "no-way-in.yaml", &isolate("no-way-in", "client")).expect("a policy");
-    settled(&lab, 1);
+    settled(&lab, 1).expect("in force");
     until(client, &server, 7000, true).expect("replies to a new connection");
-    assert!(
-        before.wait().expect("an end").success(),
-        "replies to one that was there"
-    );
+    before.goes_on(3);
+    assert!(before.ends_well(), "replies to one that was there");
 }
 
 #[test]
@@ -80,16 +103,16 @@ fn n07_flows_that_a_policy_would_not_let_begin_end_or_live_as_configured() {
         lab.start_node().expect("a node");
         let _server = lab.serve(1).expect("a server");
         let (client, server) = (&lab.pods[0], lab.pods[1].v4.to_string());
-        let mut old = long_connection(client, &server);
-        std::thread::sleep(Duration::from_millis(300));
-        assert!(old.is_running());
+        let old = Conversation::begin(&lab, client, &server);
         policy::write(&lab, "friends-only.yaml", FRIENDS_ONLY).expect("a policy");
+        settled(&lab, 1).expect("in force");
         until(client, &server, 7000, false).expect("no new connection");
-        assert_eq!(
-            old.wait().expect("an end").success(),
-            lives,
-            "established: {mode}"
-        );
+        if lives {
+            old.goes_on(5);
+            assert!(old.ends_well(), "established: {mode}");
+        } else {
+            assert!(old.breaks_off(), "established: {mode}");
+        }
     }
 }
 
@@ -120,7 +143,7 @@ fn n05_egress_is_judged_by_the_endpoint_and_not_by_the_services_address() {
         policy::write(&lab, "out.yaml", &only(7000)).expect("a policy");
         until(client, address, 80, true).expect("the endpoint's port");
         policy::remove(&lab, "out.yaml").expect("no policy");
-        settled(&lab, 0);
+        settled(&lab, 0).expect("in force");
     }
 }
 
@@ -138,7 +161,7 @@ fn n08_errors_of_allowed_flows_pass_and_pings_obey_policy() {
     let (client, server) = (&lab.pods[0], &lab.pods[1]);
     let address = server.v4.to_string();
     policy::write(&lab, "no-way-in.yaml", &isolate("no-way-in", "client")).expect("a policy");
-    settled(&lab, 1);
+    settled(&lab, 1).expect("in force");
     // Nobody listens on the discard port: a later write meets the error that an earlier one caused.
     let script = format!(
         "exec 3<>/dev/udp/{address}/9; for i in $(seq 100); do echo $i >&3 || exit 7; sleep 0.1; done"
@@ -222,12 +245,12 @@ fn n22_labels_that_change_all_the_time_end_where_the_last_change_says() {
         std::thread::sleep(Duration::from_millis(4));
     }
     println!("600 changes in {} ms", start.elapsed().as_millis());
-    command::until("a node that is up to date", Duration::from_secs(10), || {
+    command::until("a node that is up to date", policy::PATIENCE, || {
         anyhow::ensure!(lab.status()?["healthy"] == true, "changes are on their way");
         Ok(())
     })
     .expect("health after the last change");
-    assert!(!connects(client, &address, 7000).expect("an attempt"));
+    until(client, &address, 7000, false).expect("a client is no friend");
 }
 
 #[test]

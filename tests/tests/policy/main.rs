@@ -12,8 +12,7 @@ use sluice_tests::need::Need::{Kvm, Root, Tool};
 use sluice_tests::netns::Netns;
 use sluice_tests::policy::{self, FRIENDS_ONLY};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 #[test]
 fn n01_p14_policy_files_decide_who_may_connect_and_a_typo_changes_nothing() {
@@ -58,18 +57,20 @@ fn s01_cluster_ip_leads_to_a_pod_through_a_running_node() {
     policy::until(client, policy::SERVICE[0], 80, true).expect("reached again");
 }
 
-/// Connects again and again in the background; says whether any connection came about.
+/// Connects again and again in the background.
 struct Prober {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<(u32, u32)>,
+    tried: Arc<AtomicU32>,
+    thread: std::thread::JoinHandle<u32>,
 }
 
 impl Prober {
     fn start(netns: &Netns, address: String) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (name, ended) = (netns.name().to_owned(), stop.clone());
+        let (stop, tried) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
+        let name = netns.name().to_owned();
+        let (ended, count) = (stop.clone(), tried.clone());
         let thread = std::thread::spawn(move || {
-            let (mut tried, mut reached) = (0, 0);
+            let mut reached = 0;
             while !ended.load(Ordering::Relaxed) {
                 let connect = format!("exec 3<>/dev/tcp/{address}/7000");
                 let status = std::process::Command::new("ip")
@@ -78,18 +79,34 @@ impl Prober {
                     ])
                     .stderr(std::process::Stdio::null())
                     .status();
-                tried += 1;
                 reached += u32::from(status.is_ok_and(|it| it.success()));
+                count.fetch_add(1, Ordering::Relaxed);
             }
-            (tried, reached)
+            reached
         });
-        Self { stop, thread }
+        Self {
+            stop,
+            tried,
+            thread,
+        }
+    }
+
+    /// Waits for so many more attempts.
+    fn goes_on(&self, more: u32) {
+        let before = self.tried.load(Ordering::Relaxed);
+        command::until("attempts", policy::PATIENCE, || {
+            let now = self.tried.load(Ordering::Relaxed);
+            anyhow::ensure!(now >= before + more, "{} of {more}", now - before);
+            Ok(())
+        })
+        .expect("attempts");
     }
 
     /// Attempts and connections.
     fn end(self) -> (u32, u32) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("attempts")
+        let reached = self.thread.join().expect("attempts");
+        (self.tried.load(Ordering::Relaxed), reached)
     }
 }
 
@@ -119,7 +136,7 @@ kind: Pod
 metadata: {name: free, namespace: default, labels: {role: free}}
 ";
     policy::write(&lab, "late.yaml", isolated).expect("manifests");
-    command::until("the manifests", Duration::from_secs(10), || {
+    command::until("the manifests", policy::PATIENCE, || {
         anyhow::ensure!(lab.status()?["cluster"]["objects"]["Pod"] == 4, "not yet");
         Ok(())
     })
@@ -133,9 +150,8 @@ metadata: {name: free, namespace: default, labels: {role: free}}
             lab.sluice(&["link", "add", name, "--netns", netns, "--address", ip])
         };
         add("default/late", &path, "10.244.0.200").expect("a link");
-        std::thread::sleep(Duration::from_millis(300));
+        prober.goes_on(3);
         let (tried, reached) = prober.end();
-        assert!(tried > 0);
         assert_eq!(reached, 0, "of {tried} attempts in round {round}");
         lab.sluice(&["link", "del", "default/late"])
             .expect("no link");
@@ -145,7 +161,7 @@ metadata: {name: free, namespace: default, labels: {role: free}}
         let path = free.path().to_string_lossy().into_owned();
         add("default/free", &path, "10.244.0.201").expect("a link");
         let connect = format!("exec 3<>/dev/tcp/{address}/7000");
-        free.run(&["timeout", "2", "bash", "-c", &connect])
+        free.run(&["timeout", "20", "bash", "-c", &connect])
             .expect("the first connection");
         lab.sluice(&["link", "del", "default/free"])
             .expect("no link");

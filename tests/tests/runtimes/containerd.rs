@@ -38,7 +38,7 @@ fn two_pods_of_containerd_reach_each_other_and_are_what_the_result_says() {
                 .expect("a MAC");
             assert!(shown.contains(mac), "{shown}");
         }
-        command::until("an answered ping", Duration::from_secs(10), || {
+        command::until("an answered ping", Duration::from_secs(30), || {
             for ip in &shop.ips {
                 web.run(&["ping", "-n", "-c", "1", "-W", "1", ip])?;
             }

@@ -11,7 +11,7 @@ use sluice_tests::traffic::at;
 use sluice_tests::underlay::{Underlay, node4, node6};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 const OUTSIDE: u8 = 200;
 
 /// The port's protocol as the CRI numbers them, and the traffic that uses it.

@@ -157,7 +157,7 @@ fn containers_of_podman_reach_each_other_and_come_back_after_a_stop() {
         shown.contains(&format!("{address}/32")) && shown.contains("02:00:00:00:00:77"),
         "{shown}"
     );
-    command::until("an answered ping", Duration::from_secs(10), || {
+    command::until("an answered ping", Duration::from_secs(30), || {
         in_pod(&web, &["ping", "-n", "-c", "1", "-W", "1", "10.88.0.99"])
     })
     .expect("containers reach each other");

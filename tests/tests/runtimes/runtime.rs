@@ -206,7 +206,7 @@ impl Pod {
             .arg("serve")
             .stdout(std::process::Stdio::null());
         let server = Running::start("sluice-load", &mut command)?;
-        command::until("the traffic server", Duration::from_secs(5), || {
+        command::until("the traffic server", Duration::from_secs(30), || {
             let listening = self.run(&["ss", "-ltnH", "sport", "=", ":7000"])?;
             anyhow::ensure!(!listening.trim().is_empty(), "not listening yet");
             Ok(())

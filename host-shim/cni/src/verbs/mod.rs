@@ -215,15 +215,19 @@ impl<N: Node> Verbs<N> {
         }
     }
 
-    /// Carries out the DELs that were kept while no node was there.
+    /// Carries out the DELs that were kept while no node was there, or while it did not hear in time.
     pub fn carry_out_deferred(&self) {
         let kept = match self.deferred.all() {
             Ok(kept) => kept,
             Err(error) => return log(&format!("the kept DELs cannot be read: {error}")),
         };
         for kept in kept {
-            let done = Config::for_verb(Verb::Del, kept.request.config.clone())
-                .and_then(|config| self.del(&kept.request.env, &config));
+            let done = Config::for_verb(Verb::Del, kept.request.config).and_then(|config| {
+                let key = Key::of(&kept.request.env, &config);
+                let _claim = self.busy.claim(&key);
+                // Under the claim: an ADD may have carried it out meanwhile, and what there is then is the ADD's.
+                self.settle_deferred(&key)
+            });
             if let Err(error) = done {
                 log(&format!("a kept DEL cannot be carried out: {error}"));
             }

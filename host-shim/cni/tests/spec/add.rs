@@ -1,7 +1,8 @@
 //! §3.4: ADD.
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, IN_TIME, within};
 use serde_json::json;
+use sluice_cni::plugin::OVERALL;
 use sluice_cni::verbs::node::{Health, NodeError};
 use std::thread;
 use std::time::Duration;
@@ -233,18 +234,16 @@ fn cni28_nothing_depends_on_getting_the_last_result_back() {
 fn c05_while_the_appliance_is_down_add_says_try_again_and_leaves_nothing() {
     let f = Fixture::new();
     f.node.state().health = Health::Unavailable("The appliance is not connected".into());
-    let said = f.add("a");
+    let said = within(IN_TIME, || f.add("a"));
     assert!(said.error(11).contains("not connected"));
-    assert!(said.took < Duration::from_secs(2), "{:?}", said.took);
     f.assert_empty();
 }
 
 #[test]
 fn c05_while_the_node_is_down_add_says_try_again_in_time() {
     let f = Fixture::without_node();
-    let said = f.add("a");
+    let said = within(IN_TIME, || f.add("a"));
     assert!(said.error(11).contains("cannot be reached"));
-    assert!(said.took < Duration::from_secs(2), "{:?}", said.took);
 }
 
 #[test]
@@ -253,7 +252,8 @@ fn c20_a_node_that_hangs_is_cut_at_five_seconds() {
     let hanging = f.hang(false);
     let said = f.add("a");
     said.error(11);
-    assert!((4..8).contains(&said.took.as_secs()), "{:?}", said.took);
+    let waited = Duration::from_secs(4)..OVERALL;
+    assert!(waited.contains(&said.took), "{:?}", said.took);
     hanging.join().unwrap();
 }
 

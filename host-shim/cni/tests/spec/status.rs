@@ -1,6 +1,6 @@
 //! §3.8: STATUS.
 
-use crate::fixture::{Fixture, Said};
+use crate::fixture::{Fixture, Said, within};
 use serde_json::json;
 use sluice_cni::verbs::node::Health;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ fn changed(f: &Fixture, to: u32) -> String {
         if said.code != Some(0) && said.json()["code"] == to {
             return said.error(to);
         }
-        assert!(started.elapsed() < Duration::from_secs(20), "{said:?}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{said:?}");
     }
 }
 
@@ -92,8 +92,5 @@ fn cni50_status_is_cheap() {
     for n in 0..40 {
         f.add(&format!("c{n}")).result();
     }
-    let mut took: Vec<Duration> = (0..11).map(|_| status(&f).took).collect();
-    took.sort();
-    // The median: a machine that is busy with something else may delay a few.
-    assert!(took[5] < Duration::from_millis(50), "{took:?}");
+    within(Duration::from_millis(50), || status(&f)).silent();
 }
