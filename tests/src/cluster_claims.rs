@@ -2,13 +2,18 @@
 
 use crate::capture::Capture;
 use crate::cluster::{Cluster, FAR4, FAR6, HOST_PORT};
+use crate::command;
 use crate::traffic::{PORT, at, ping, serve, sources, stream};
 use anyhow::{Result, ensure};
+use serde_json::Value;
+use std::time::Duration;
 
 /// Bytes of a transfer that is checked.
 const BULK: u64 = 10_000_000;
 /// Requests of a ping, in tshark's words.
 const ECHO: &str = "icmp.type == 8 || icmpv6.type == 128";
+/// Far more than a few rounds of probes take.
+const PROBED: Duration = Duration::from_secs(30);
 /// First packets of connections.
 const SYN: &str = "tcp.flags.syn == 1 && tcp.flags.ack == 0";
 
@@ -16,7 +21,7 @@ const SYN: &str = "tcp.flags.syn == 1 && tcp.flags.ack == 0";
 pub type Claim = fn(&Cluster) -> Result<String>;
 
 /// All of them, by what they say.
-pub const ALL: [(&str, Claim); 5] = [
+pub const ALL: [(&str, Claim); 6] = [
     ("pods of all nodes talk", pods_talk_across_nodes),
     ("nodes and pods talk untranslated", nodes_and_pods_talk),
     (
@@ -30,6 +35,10 @@ pub const ALL: [(&str, Claim); 5] = [
     (
         "the host's own traffic stays the host's",
         the_hosts_own_traffic_stays_the_hosts,
+    ),
+    (
+        "nodes probe each other at full size",
+        nodes_probe_each_other,
     ),
 ];
 
@@ -55,6 +64,34 @@ pub fn pods_talk_across_nodes(cluster: &Cluster) -> Result<String> {
     let six = stream(&a.netns, &at(&v6, PORT), BULK)?;
     Ok(format!(
         "full-size pings {ways} ways, {four} IPv4, {six} IPv6"
+    ))
+}
+
+/// Every node has an answer of every other to packets as large as pods', and has lost none of the last.
+///
+/// # Errors
+/// If one has not within half a minute.
+pub fn nodes_probe_each_other(cluster: &Cluster) -> Result<String> {
+    let mut slowest = 0;
+    for lab in &cluster.nodes {
+        slowest = slowest.max(command::until("answers of all nodes", PROBED, || {
+            let peers: Vec<Value> = serde_json::from_str(&lab.sluice(&["peers", "-o", "json"])?)?;
+            ensure!(peers.len() + 1 >= cluster.nodes.len(), "{peers:?}");
+            let mut slowest = 0;
+            for probe in peers.iter().map(|peer| &peer["probe"]) {
+                let sizes = (probe["largest"].as_u64(), probe["full"]["size"].as_u64());
+                let is_full = sizes == (Some(cluster.mtu.into()), Some(cluster.mtu.into()));
+                let is_good = probe["state"] == "reachable" && probe["finding"].is_null();
+                ensure!(is_full && is_good, "{probe:#}");
+                slowest = slowest.max(probe["rtt_us"].as_u64().unwrap_or(u64::MAX));
+            }
+            Ok(slowest)
+        })?);
+    }
+    Ok(format!(
+        "{} bytes arrive on every way, there and back in {:.1} ms at most",
+        cluster.mtu,
+        slowest as f64 / 1e3
     ))
 }
 

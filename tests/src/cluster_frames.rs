@@ -55,16 +55,21 @@ pub fn frames_are_what_the_format_says(cluster: &Cluster) -> Result<String> {
         datagrams(&a.netns, &at(address, PORT), A_FEW)?;
     }
     let mut seen = 0;
-    for (six, echo, flow) in [
-        (false, "icmp.type == 8", "icmp.ident"),
-        (true, "icmpv6.type == 128", "icmpv6.echo.identifier"),
+    for (six, echo, flow, source) in [
+        (false, "icmp.type == 8", "icmp.ident", "ip.src"),
+        (
+            true,
+            "icmpv6.type == 128",
+            "icmpv6.echo.identifier",
+            "ipv6.src",
+        ),
     ] {
         let (from, to) = (
             &a.addresses()[usize::from(six)],
             &b.addresses()[usize::from(six)],
         );
-        // The length excludes the first ping, which looked for an answer.
-        let shown = format!("{echo} && frame.len == 1514");
+        // The length excludes the first ping, which looked for an answer; the source excludes the nodes' own probes.
+        let shown = format!("{echo} && frame.len == 1514 && {source} == {from}");
         let wanted = expected(cluster, six, [from, to])?;
         let mut names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
         names.extend([flow, "udp.srcport"]);

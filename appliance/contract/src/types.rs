@@ -14,6 +14,8 @@ impl LinkId {
     pub const UPLINK: Self = Self(1);
     /// The node itself (`sluice0`).
     pub const HOST: Self = Self(2);
+    /// The node's probes of other nodes: trusted, like the node itself, and with addresses of its own among the pods'.
+    pub const PROBES: Self = Self(3);
     /// Pods have ids from here…
     pub const FIRST_POD: u16 = 16;
     /// …to here: 4095 is reserved by 802.1Q.

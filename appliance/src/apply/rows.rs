@@ -191,8 +191,8 @@ impl Tables<'_> {
     }
 
     fn put_link(&mut self, row: &LinkRow) -> Result<(), Fault> {
-        let known = row.id.is_pod() || row.id == LinkId::UPLINK || row.id == LinkId::HOST;
-        if !known {
+        let own = [LinkId::UPLINK, LinkId::HOST, LinkId::PROBES];
+        if !row.id.is_pod() && !own.contains(&row.id) {
             return Err((Field::Id, RejectReason::Invalid));
         }
         if row.mac.is_group() || row.mac.0 == [0; 6] || row.mac == self.node.shadow.gateway_mac {

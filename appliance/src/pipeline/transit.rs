@@ -390,10 +390,11 @@ impl<O: Observer> Stages<'_, '_, O> {
     }
 }
 
-/// Whether the packet, or each of its segments, fits the way out.
+/// Whether the packet, or each of its segments, fits the way out. What the node probes a way with is of the sizes that are
+/// in question.
 #[inline]
 fn fits(frame: &Frame<'_>, packet: &Packet, hop: &NextHop) -> Result<(), Refusal> {
-    if route::wire_length(frame, packet) > usize::from(hop.mtu) {
+    if route::wire_length(frame, packet) > usize::from(hop.mtu) && frame.ingress != LinkId::PROBES {
         let answer = Answer::Error(Trouble::TooBig(hop.mtu));
         return Err(Refusal::told(DropReason::TooBig, answer));
     }

@@ -74,8 +74,9 @@ impl Node {
                     .host_link
                     .clone()
                     .filter(|_| self.config.mtu.is_none()),
+                mtu: self.config.mtu,
             };
-            let (uplink, tap) = Uplink::start(&ground, &self.control)?;
+            let (uplink, ends) = Uplink::start(&ground, &self.control)?;
             if let Some(cluster) = &self.cluster {
                 uplink.follow(cluster);
             }
@@ -84,7 +85,10 @@ impl Node {
             ways.uplink = Some(uplink);
             ways.announce = announce?;
             drop(ways);
-            self.add_way(LinkId::UPLINK, crate::uplink::TAP, tap)?;
+            self.add_way(LinkId::UPLINK, crate::uplink::TAP, ends.tap)?;
+            if let Some(probes) = ends.probes {
+                self.add_tap(LinkId::PROBES, probes.into(), Arc::default())?;
+            }
         }
         if let Some(config) = &self.config.host_link {
             let (tap, row, ports) = hostlink::make(config, self.pod_mtu())?;

@@ -397,7 +397,10 @@ impl Running {
 const SHORTEST_POLL: Duration = Duration::from_micros(5);
 
 fn apply(id: u16, tap: std::os::fd::BorrowedFd<'_>, offloads: Offloads) {
-    if let Err(error) = tap::set_offloads(tap, offloads) {
+    let set = tap::set_offloads(tap, offloads);
+    // What is no tap, as the probes' link, takes whole frames only.
+    let is_tap = |error: &io::Error| error.raw_os_error() != Some(libc::ENOTTY);
+    if let Err(error) = set.or_else(|error| if is_tap(&error) { Err(error) } else { Ok(()) }) {
         tracing::warn!(link = id, %error, ?offloads, "tap does not take the offloads");
     }
 }

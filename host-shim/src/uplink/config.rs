@@ -46,6 +46,29 @@ pub struct UplinkConfig {
     /// Addresses of Services that others route to this node: of load balancers, external addresses.
     #[serde(default)]
     pub service_addresses: Vec<String>,
+    /// How the ways to other nodes are probed.
+    #[serde(default)]
+    pub probes: ProbeConfig,
+}
+
+/// How the ways to other nodes are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProbeConfig {
+    /// Milliseconds between two rounds to a peer; 0: there are none. Longer where the budget asks for it.
+    pub interval_ms: u32,
+    /// Packets in a second to all peers together.
+    pub per_second: u32,
+}
+
+impl Default for ProbeConfig {
+    /// A node among 500 asks each of them every five seconds, one among 5 000 every minute.
+    fn default() -> Self {
+        Self {
+            interval_ms: 5000,
+            per_second: 200,
+        }
+    }
 }
 
 /// Kubernetes' own default.
@@ -210,6 +233,22 @@ impl UplinkConfig {
             return Err((
                 "uplink.snat_ports",
                 format!("{} are node ports too", self.snat_ports),
+            ));
+        }
+        let ProbeConfig {
+            interval_ms,
+            per_second,
+        } = self.probes;
+        if (1..100).contains(&interval_ms) {
+            return Err((
+                "uplink.probes.interval_ms",
+                format!("{interval_ms} is less than 100, and not 0, which is none"),
+            ));
+        }
+        if !(10..=10_000).contains(&per_second) {
+            return Err((
+                "uplink.probes.per_second",
+                format!("{per_second} is not within 10 to 10000"),
             ));
         }
         if self.tunnel.port == 0 {

@@ -138,6 +138,11 @@ pub(super) fn tunnel_mac(annotations: &Annotations) -> Result<Option<Mac>, Strin
     parse_mac(text).map(Some).ok_or_else(refused)
 }
 
+/// Whether a node says what only nodes of ours say.
+pub(super) fn is_ours(annotations: &Annotations) -> bool {
+    annotations.contains_key(TUNNEL_MAC)
+}
+
 /// The annotations by which flannels and nodes of ours learn of this end. `direct`: without a tunnel. `six`: this node has
 /// pods with IPv6 addresses.
 pub(super) fn of_tunnel(tunnel: &TunnelRow, direct: bool, six: bool) -> Annotations {

@@ -12,6 +12,7 @@ use super::Shared;
 use super::filter::Claims;
 use super::flannel;
 use super::mirror::Changes;
+use super::probe::Target;
 use super::report::{NetworkReport, ORIGIN_CLUSTER};
 use super::rows::{Follower, Look};
 use crate::control::Control;
@@ -35,6 +36,7 @@ pub(super) struct Following {
     shared: Arc<Shared>,
     rows: BTreeMap<Key, Row>,
     claims: Option<Claims>,
+    targets: Vec<Target>,
     /// Which of the card's two sets of filters is in use.
     filters: usize,
     mtu: u16,
@@ -60,6 +62,7 @@ impl Following {
             shared,
             rows: BTreeMap::new(),
             claims: None,
+            targets: Vec::new(),
             filters: 0,
             mtu: 0,
             pod_mtu: 0,
@@ -95,9 +98,10 @@ impl Following {
     fn once(&mut self, control: &Control) -> io::Result<()> {
         let host_ports = self.shared.host_ports().clone();
         let members = self.shared.members().clone();
+        let limits = self.shared.probes.limits();
         let looked = self
             .follower
-            .look(&mut self.netlink, &host_ports, members.as_ref());
+            .look(&mut self.netlink, &host_ports, members.as_ref(), &limits);
         if let Ok(look) = &looked {
             self.put(look, control);
         }
@@ -123,6 +127,10 @@ impl Following {
             && let Some(announcer) = &*self.shared.announcer()
         {
             announcer.say(flannel::to_write(&look.report.annotations));
+        }
+        if self.targets != look.targets {
+            self.shared.probes.retarget(&look.targets);
+            self.targets = look.targets;
         }
         self.host_link(look.report.pod_mtu, control)?;
         self.report(look.report);

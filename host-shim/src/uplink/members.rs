@@ -47,6 +47,8 @@ pub(super) struct Peer {
     /// Its other addresses.
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) way: Way,
+    /// Known to be a node of ours, which answers probes.
+    pub(super) is_ours: bool,
 }
 
 /// A Node object that is not used.
@@ -254,6 +256,7 @@ impl Enroller {
                     pods,
                     node_addresses: nodes.into_iter().filter(|it| *it != address).collect(),
                     way,
+                    is_ours: lease.is_none() || flannel::is_ours(&member.annotations),
                 })
             };
         let peers = match (v4, v6) {
@@ -411,6 +414,7 @@ fn listed(peer: &PeerConfig) -> Peer {
         } else {
             Way::Tunnel
         },
+        is_ours: false,
     }
 }
 

@@ -15,6 +15,7 @@ mod mtu;
 mod neighbors;
 mod numbers;
 pub mod ports;
+mod probe;
 pub mod report;
 mod reserved;
 mod rows;
@@ -24,6 +25,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -33,10 +35,11 @@ use sluice_contract::Prefix;
 use sluice_model::compile::Members;
 use sluice_model::source::announce::Announcer;
 
-use self::config::SegmentationBy;
+use self::config::{ProbeConfig, SegmentationBy};
 use self::follow::Following;
 use self::mirror::Changes;
 use self::neighbors::Asked;
+use self::probe::{Prober, Probes};
 use self::report::NetworkReport;
 use self::reserved::Reserved;
 use crate::cluster::Cluster;
@@ -74,10 +77,11 @@ struct Shared {
     /// Single ports of the node that lead to pods: the protocol's number and the port.
     host_ports: Mutex<BTreeSet<(u8, u16)>>,
     problems: Mutex<Vec<String>>,
+    probes: Probes,
 }
 
 impl Shared {
-    fn new() -> io::Result<Self> {
+    fn new(probes: ProbeConfig) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
             ending: AtomicBool::default(),
@@ -87,6 +91,7 @@ impl Shared {
             announcer: Mutex::default(),
             host_ports: Mutex::default(),
             problems: Mutex::default(),
+            probes: Probes::new(probes)?,
         })
     }
 
@@ -139,16 +144,25 @@ pub struct Uplink {
     interface: String,
     shared: Arc<Shared>,
     follower: Option<JoinHandle<()>>,
+    prober: Option<Prober>,
     reserved: Reserved,
 }
 
+/// Descriptors for the trunk.
+#[derive(Debug)]
+pub struct Ends {
+    /// The tap beside the card, for [`sluice_contract::LinkId::UPLINK`].
+    pub tap: File,
+    /// For [`sluice_contract::LinkId::PROBES`], if there are any.
+    pub probes: Option<OwnedFd>,
+}
+
 impl Uplink {
-    /// Makes the tap and the filters and tells the appliance of the other nodes. The tap is for the trunk's link 1. With a
-    /// source `control` is held until [`Self::follow`] has brought the cluster's nodes.
+    /// Makes the tap and the filters and tells the appliance of the other nodes. With a source `control` is held until [`Self::follow`] has brought the cluster's nodes.
     ///
     /// # Errors
     /// The step that failed; what was made before is taken back.
-    pub fn start(ground: &Ground, control: &Control) -> Result<(Self, File), UplinkError> {
+    pub fn start(ground: &Ground, control: &Control) -> Result<(Self, Ends), UplinkError> {
         let config = &ground.config;
         let failed = |step| {
             let interface = config.interface.clone();
@@ -159,7 +173,7 @@ impl Uplink {
             }
         };
         let mut netlink = Netlink::open().map_err(failed("open netlink"))?;
-        let shared = Arc::new(Shared::new().map_err(failed("share what is known"))?);
+        let shared = Arc::new(Shared::new(config.probes).map_err(failed("share what is known"))?);
         let changes =
             Changes::listen(shared.asked.clone()).map_err(failed("listen for changes"))?;
         let card = netlink
@@ -207,6 +221,7 @@ impl Uplink {
             interface: config.interface.clone(),
             shared: shared.clone(),
             follower: None,
+            prober: None,
             reserved,
         };
         let threads = began
@@ -224,15 +239,35 @@ impl Uplink {
                     .map_err(failed("follow the host's changes"))
             });
         let mut uplink = uplink;
-        match threads {
-            Ok(thread) => uplink.follower = Some(thread),
+        let probes = threads.and_then(|thread| {
+            uplink.follower = Some(thread);
+            uplink
+                .probe(config.probes, control)
+                .map_err(failed("probe other nodes"))
+        });
+        match probes {
+            Ok(probes) => {
+                tracing::info!(interface = %config.interface, peers = config.peers.len(), "uplink in use");
+                Ok((uplink, Ends { tap, probes }))
+            }
             Err(error) => {
                 uplink.stop();
-                return Err(error);
+                Err(error)
             }
         }
-        tracing::info!(interface = %config.interface, peers = config.peers.len(), "uplink in use");
-        Ok((uplink, tap))
+    }
+
+    fn probe(&mut self, config: ProbeConfig, control: &Control) -> io::Result<Option<OwnedFd>> {
+        if config.interval_ms == 0 {
+            return Ok(None);
+        }
+        let shared = self.shared.clone();
+        let (prober, end) = Prober::start(&shared.probes, control, {
+            let shared = shared.clone();
+            move || shared.wake()
+        })?;
+        self.prober = Some(prober);
+        Ok(Some(end))
     }
 
     /// The ports of the node that lead to pods, by the protocol's number; besides those of Services.
@@ -258,7 +293,9 @@ impl Uplink {
 
     /// This node's end of the tunnel, and all other nodes.
     pub fn report(&self) -> NetworkReport {
-        self.shared.report().clone()
+        let mut report = self.shared.report().clone();
+        self.shared.probes.complete(&mut report);
+        report
     }
 
     /// What is known of this node, for others to look at.
@@ -273,6 +310,7 @@ impl Uplink {
 
     /// Gives the card back to the host. The tap goes with its last descriptor.
     pub fn stop(&mut self) {
+        self.prober = None;
         self.shared.ending.store(true, Ordering::Release);
         self.shared.wake();
         if let Some(thread) = self.follower.take() {

@@ -64,6 +64,7 @@ mod tests {
             node: "here".into(),
             has_source,
             host_link: None,
+            mtu: None,
         };
         let peer = |(address, way): &(&str, Way)| Peer {
             name: (*address).into(),
@@ -73,6 +74,7 @@ mod tests {
             pods: Vec::new(),
             node_addresses: Vec::new(),
             way: *way,
+            is_ours: true,
         };
         let roster = Roster {
             peers: peers.iter().map(peer).collect(),

@@ -19,8 +19,9 @@ use super::mirror::{self, Route, TableRow};
 use super::mtu;
 use super::neighbors::{Asked, Hops, Present};
 use super::numbers::Numbers;
+use super::probe::{self, Target};
 use super::report::{
-    NetworkReport, ORIGIN_CLUSTER, ORIGIN_CONFIGURATION, PeerReport, TunnelReport,
+    NetworkReport, ORIGIN_CLUSTER, ORIGIN_CONFIGURATION, PeerReport, ProbeReport, TunnelReport,
 };
 use crate::config::MTU_MIN;
 use crate::hostlink::config::HostLinkConfig;
@@ -47,6 +48,8 @@ pub struct Ground {
     pub has_source: bool,
     /// The host link, if its MTU is that of pods.
     pub host_link: Option<HostLinkConfig>,
+    /// The MTU of pods, where the operator says it.
+    pub mtu: Option<u16>,
 }
 
 /// One look at the host.
@@ -57,6 +60,8 @@ pub(super) struct Look {
     pub(super) card: Interface,
     /// The addresses of all peers.
     pub(super) peers: BTreeSet<IpAddr>,
+    /// Whom of them to probe.
+    pub(super) targets: Vec<Target>,
     /// What is not as it should be, one sentence each.
     pub(super) problems: Vec<String>,
     pub(super) report: NetworkReport,
@@ -88,12 +93,13 @@ impl Follower {
         self.numbers.settle(&look.peers, revision, is_in_force);
     }
 
-    /// Everything of the uplink, as of now.
+    /// Everything of the uplink, as of now. `limits`: the largest packets that come through to peers to whom larger ones should.
     pub(super) fn look(
         &mut self,
         netlink: &mut Netlink,
         host_ports: &BTreeSet<(u8, u16)>,
         members: Option<&Arc<Members>>,
+        limits: &BTreeMap<IpAddr, u16>,
     ) -> io::Result<Look> {
         let config = &self.ground.config;
         let card = netlink
@@ -111,13 +117,27 @@ impl Follower {
         let mut problems = Vec::new();
         let mut rows = vec![link(&card), Row::Overlay(OverlayRow::Tunnel(tunnel))];
         let mut present = self.hops.present(neighbors);
-        let mut reports = Vec::new();
+        let pod_mtu = mtu::of_pods(&self.ground, &roster, &addresses, card.mtu);
+        let pod_mtu = pod_mtu.unwrap_or_else(|why| {
+            problems.push(why);
+            MTU_MIN
+        });
+        let probed = probed(config, &roster);
+        rows.extend((!probed.is_empty()).then(|| probe::link(probed.iter().copied(), card.mtu)));
+        let (mut reports, mut targets) = (Vec::new(), Vec::new());
         for peer in &roster.peers {
             let mut report = described(peer);
             let number = self.numbers.of(peer.address);
             let found = number.ok_or_else(|| "there are no more numbers for peers".into());
             match found.and_then(|id| peer_row(netlink, &card, id, peer, &mut present)) {
-                Ok(row) => {
+                Ok(mut row) => {
+                    let overhead = overhead(&row, &tunnel);
+                    let full = row.mtu.saturating_sub(overhead);
+                    let most = self.ground.mtu.unwrap_or(pod_mtu);
+                    targets.extend(target(peer, &probed, full.min(most)));
+                    if let Some(limit) = limits.get(&peer.address) {
+                        row.mtu = row.mtu.min(overhead + (*limit).max(MTU_MIN));
+                    }
                     rows.extend(peer_rows(&row, peer, self.ground.has_source));
                     reached(&mut report, &row, &tunnel);
                 }
@@ -131,11 +151,6 @@ impl Follower {
             reports.push(report);
         }
         reports.extend(roster.unused.iter().map(not_used));
-        let pod_mtu = mtu::of_pods(&self.ground, &roster, &addresses, card.mtu);
-        let pod_mtu = pod_mtu.unwrap_or_else(|why| {
-            problems.push(why);
-            MTU_MIN
-        });
         rows.extend(routes(&table, &card, &mut present, &mut problems));
         let (hops, doubtful) = present.finish();
         for address in doubtful {
@@ -150,6 +165,7 @@ impl Follower {
             rows: rows.into_iter().map(|row| (row.key(), row)).collect(),
             claims: self.claims(addresses.clone(), &roster, host_ports),
             peers: roster.peers.iter().map(|peer| peer.address).collect(),
+            targets,
             report: NetworkReport {
                 node: self.ground.node.clone(),
                 interface: config.interface.clone(),
@@ -293,20 +309,53 @@ fn described(peer: &Peer) -> PeerReport {
         mac: Some(peer.mac.to_string()),
         mtu: None,
         problem: None,
+        probe: ProbeReport::not_probed(),
     }
 }
 
 fn reached(report: &mut PeerReport, row: &PeerRow, tunnel: &TunnelRow) {
-    let (way, overhead) = if row.direct {
-        ("direct", 0)
-    } else {
-        (
-            tunnel.protocol.word(),
-            tunnel.protocol.overhead(row.address.is_ipv6()),
-        )
+    let way = match row.direct {
+        true => "direct",
+        false => tunnel.protocol.word(),
     };
     report.way = Some(way.into());
-    report.mtu = Some(row.mtu.saturating_sub(overhead));
+    report.mtu = Some(row.mtu.saturating_sub(overhead(row, tunnel)));
+}
+
+/// What packets to a peer grow by.
+fn overhead(row: &PeerRow, tunnel: &TunnelRow) -> u16 {
+    match row.direct {
+        true => 0,
+        false => tunnel.protocol.overhead(row.address.is_ipv6()),
+    }
+}
+
+/// This node's own addresses among its pods: one of each family, where there is one.
+fn probed(config: &UplinkConfig, roster: &Roster) -> Vec<IpAddr> {
+    if config.probes.interval_ms == 0 {
+        return Vec::new();
+    }
+    let of = |v4: bool| {
+        let mut ends = roster.pods.iter().copied().filter_map(probe::end_of);
+        ends.find(|it| it.is_ipv4() == v4)
+    };
+    of(true).into_iter().chain(of(false)).collect()
+}
+
+/// How a peer is probed, if it can be.
+fn target(peer: &Peer, own: &[IpAddr], full: u16) -> Option<Target> {
+    let mut theirs = peer.pods.iter().copied().filter_map(probe::end_of);
+    let ends = theirs.find_map(|end| {
+        let own = own.iter().find(|own| own.is_ipv4() == end.is_ipv4())?;
+        Some((*own, end))
+    })?;
+    Some(Target {
+        address: peer.address,
+        name: peer.name.clone(),
+        is_ours: peer.is_ours,
+        ends,
+        full,
+    })
 }
 
 fn not_used(unused: &Unused) -> PeerReport {
@@ -320,6 +369,7 @@ fn not_used(unused: &Unused) -> PeerReport {
         mac: None,
         mtu: None,
         problem: Some(unused.reason.clone()),
+        probe: ProbeReport::not_probed(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use sluice_host::announce::AnnounceReport;
 use sluice_host::api::{self, Request};
-use sluice_host::uplink::report::{NetworkReport, PeerReport};
+use sluice_host::uplink::report::{NetworkReport, PeerReport, ProbeState, SizeReport};
 
 use crate::cluster::Failure;
 use crate::{Output, table};
@@ -86,10 +86,26 @@ pub(crate) fn status_lines(network: &NetworkReport) -> Vec<(&'static str, String
             unused.clone().count(),
         ),
     ));
+    let of_state = |state| move |it: &&PeerReport| it.probe.state == state;
+    let count = |state| network.peers.iter().filter(of_state(state)).count();
+    lines.push((
+        "probes",
+        format!(
+            "{} answer, {} do not, {} have not yet, {} not probed",
+            count(ProbeState::Reachable),
+            count(ProbeState::Unreachable),
+            count(ProbeState::NoAnswerYet),
+            count(ProbeState::NotProbed),
+        ),
+    ));
     let own = network.wrong.as_ref().map(|why| (&network.node, why));
     let others = unused.filter_map(|it| Some((&it.name, it.problem.as_ref()?)));
     for (name, why) in own.into_iter().chain(others).take(SHOWN) {
         lines.push(("", format!("! node {name}: {why}")));
+    }
+    let found = |it: &'_ PeerReport| Some((it.name.clone(), it.probe.finding.clone()?));
+    for (name, what) in network.peers.iter().filter_map(found).take(SHOWN) {
+        lines.push(("", format!("! node {name}: {what}")));
     }
     lines
 }
@@ -136,13 +152,48 @@ fn peers_table(peers: &[PeerReport]) -> String {
             or_dash(it.mac.clone()),
             or_dash(it.mtu.map(|mtu| mtu.to_string())),
             or_dash(Some(it.pods.join(",")).filter(|pods| !pods.is_empty())),
-            it.problem.clone().unwrap_or_else(|| "used".into()),
+            it.probe.state.word().into(),
+            or_dash(
+                it.probe
+                    .last_answer_ms
+                    .map(|ms| format!("{:.1} s ago", ms as f64 / 1e3)),
+            ),
+            or_dash(
+                it.probe
+                    .rtt_us
+                    .map(|us| format!("{:.2} ms", us as f64 / 1e3)),
+            ),
+            lost(&[&it.probe.small, &it.probe.full]),
+            or_dash(largest(it)),
+            it.problem
+                .clone()
+                .or_else(|| it.probe.finding.clone())
+                .unwrap_or_else(|| "used".into()),
         ]
     };
     let head = [
-        "NODE", "FROM", "ADDRESS", "WAY", "MAC", "MTU", "PODS", "STATE",
+        "NODE", "FROM", "ADDRESS", "WAY", "MAC", "MTU", "PODS", "ANSWERS", "LAST", "RTT", "LOST",
+        "LARGEST", "STATE",
     ];
     table(head, &peers.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Of how many probes of each size, small and full.
+fn lost(sizes: &[&SizeReport]) -> String {
+    let one = |it: &&&SizeReport| format!("{}/{}", it.lost, it.sent);
+    let sent = sizes.iter().filter(|it| it.sent > 0);
+    let texts: Vec<String> = sent.map(|it| one(&it)).collect();
+    if texts.is_empty() {
+        return "-".into();
+    }
+    texts.join(" ")
+}
+
+/// What came through, of what should.
+fn largest(peer: &PeerReport) -> Option<String> {
+    let probe = &peer.probe;
+    let largest = probe.largest?;
+    Some(format!("{largest}/{}", probe.full.size))
 }
 
 #[cfg(test)]
