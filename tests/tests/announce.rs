@@ -8,6 +8,7 @@ use sluice_tests::bird::{Bird, NODES_ASN, OWN_ASN};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::cluster_objects::{CLUSTER_LB, LOCAL_LB, SERVICE_PORT};
 use sluice_tests::command::{self, Running};
+use sluice_tests::membership;
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
 use sluice_tests::netns::Netns;
@@ -257,4 +258,134 @@ fn o18_a_router_that_wants_a_password_talks_to_nobody_without() {
         Tool("bird")
     );
     a_password_is_needed_where_the_router_wants_one().expect("every step");
+}
+
+/// The MAC by which a neighbor is known; nothing while it is not.
+fn neighbor(netns: &Netns, address: &str) -> Result<Option<String>> {
+    let text = netns.run(&["ip", "-j", "neigh", "show", address, "dev", "eth0"])?;
+    let entries: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+    let mac = entries.first().and_then(|it| it["lladdr"].as_str());
+    Ok(mac.map(str::to_owned))
+}
+
+fn card(netns: &Netns) -> Result<String> {
+    let text = netns.run(&["ip", "-j", "link", "show", "dev", "eth0"])?;
+    let links: Vec<Value> = serde_json::from_str(&text)?;
+    let mac = links.first().and_then(|it| it["address"].as_str());
+    mac.map(str::to_owned).context("a MAC")
+}
+
+fn answered(cluster: &Cluster, number: usize) -> Result<Vec<String>> {
+    let status = cluster.lab(number)?.status()?;
+    let all = status["announce"]["answered"].as_array().cloned();
+    let all = all.with_context(|| status["announce"].to_string())?;
+    Ok(all
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect())
+}
+
+fn one_node_answers_for_an_address() -> Result<()> {
+    let mut cluster = Cluster::start_with(2, Mode::Vxlan, false, |config| {
+        config["announce"] = json!({"l2": true});
+        config["uplink"]["probes"] = json!({"interval_ms": 500});
+        // They know each other by name: from Node objects.
+        config["uplink"]["peers"] = json!([]);
+        config["uplink"]["tunnel"]["mac"].take();
+        let directory = config["source"]["directory"].as_str().expect("one");
+        for number in [1, 2] {
+            let object = membership::object(number);
+            let path = PathBuf::from(directory).join(format!("node-{number}.json"));
+            std::fs::write(path, object.to_string()).expect("a manifest");
+        }
+    })?;
+    // They are on the link itself: whoever wants one looks for its MAC.
+    for range in ["198.51.100.0/24", "2001:db8:80::/64"] {
+        cluster
+            .outside
+            .run(&["ip", "route", "add", range, "dev", "eth0"])?;
+    }
+    let macs = [1, 2].map(|number| card(&cluster.lab(number)?.host));
+    let macs: Vec<String> = macs.into_iter().collect::<Result<_>>()?;
+    let _serving = serve(&cluster.pod(2)?.netns)?;
+    // Both know of each other, so each address has one of them; where the policy is Local, the one with the endpoint.
+    let owner = |cluster: &Cluster, address: &str| -> Result<usize> {
+        let answering = [1, 2]
+            .map(|number| answered(cluster, number).map(|all| all.iter().any(|it| it == address)));
+        match answering {
+            [Ok(true), Ok(false)] => Ok(1),
+            [Ok(false), Ok(true)] => Ok(2),
+            other => anyhow::bail!("{address} is answered for by {other:?}"),
+        }
+    };
+    let reached = |cluster: &Cluster, address: &str| -> Result<()> {
+        let to = at(address, SERVICE_PORT);
+        let outcome = load(&cluster.outside, &["connect", &to, "--time", "0.3"])?;
+        ensure!(outcome.done > 0, "nothing of {to}");
+        Ok(())
+    };
+    let led_to = |cluster: &Cluster, address: &str, mac: &str| {
+        command::until("an answer of the right node", PATIENCE, || {
+            reached(cluster, address)?;
+            let known = neighbor(&cluster.outside, address)?;
+            ensure!(
+                known.as_deref() == Some(mac),
+                "{address} is at {known:?}, not {mac}"
+            );
+            Ok(())
+        })
+        .with_context(|| cluster.words())
+    };
+    for family in [0, 1] {
+        let (shared, local) = (CLUSTER_LB[family], LOCAL_LB[family]);
+        let at_two = command::until("one owner", PATIENCE, || owner(&cluster, local))?;
+        ensure!(at_two == 2, "{local} is node {at_two}'s");
+        led_to(&cluster, local, &macs[1])?;
+        let owner = command::until("one owner", PATIENCE, || owner(&cluster, shared))
+            .with_context(|| cluster.words())?;
+        led_to(&cluster, shared, &macs[owner - 1])?;
+    }
+    // The second node goes without a word; what was its own and can be elsewhere is.
+    let lab = cluster.nodes.get_mut(1).context("the second node")?;
+    let vmm = lab.status()?;
+    lab.node().context("its daemon")?.signal(Signal::SIGKILL);
+    kill_appliance(&vmm)?;
+    let begin = Instant::now();
+    command::until("the first node to take over", PATIENCE, || {
+        let all = answered(&cluster, 1)?;
+        let has = |it: &&str| all.iter().any(|answered| answered == it);
+        ensure!(CLUSTER_LB.iter().all(has), "node 1 answers for {all:?}");
+        // Nobody has an endpoint of these but the one that is gone.
+        ensure!(!LOCAL_LB.iter().any(has), "node 1 answers for {all:?}");
+        Ok(())
+    })
+    .with_context(|| cluster.words())?;
+    println!(
+        "addresses of a node that is gone have moved after {:?}",
+        begin.elapsed()
+    );
+    for address in CLUSTER_LB {
+        // It was said unasked: the outside knows, although it has had another answer before.
+        command::until("the new way", PATIENCE, || {
+            let known = neighbor(&cluster.outside, address)?;
+            ensure!(
+                known.as_deref() == Some(&macs[0]),
+                "{address} is at {known:?}"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn o20_one_node_answers_for_an_address_on_the_link_and_another_takes_over() {
+    need!(
+        "o20_one_node_answers_for_an_address_on_the_link_and_another_takes_over",
+        Root,
+        Kvm,
+        Tool("ip")
+    );
+    one_node_answers_for_an_address().expect("every step");
 }

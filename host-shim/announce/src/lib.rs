@@ -1,8 +1,10 @@
-//! Says to others what this node serves: to routers by BGP.
+//! Says to others what this node serves: to routers by BGP, to neighbors on its link by ARP and neighbor discovery.
 //!
 //! Nothing is learned from anybody. Routes of others belong into the host's own tables, which the uplink follows.
 
 pub mod bgp;
+pub mod elect;
+pub mod l2;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

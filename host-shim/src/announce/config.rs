@@ -14,6 +14,10 @@ pub struct AnnounceConfig {
     /// Addresses of Services within `uplink.service_addresses`.
     #[serde(default = "yes")]
     pub services: bool,
+    /// Neighbors on the uplink's link are answered (ARP, neighbor discovery) when they look for addresses of Services: for
+    /// each of them by one node of those that answer each other's probes.
+    #[serde(default)]
+    pub l2: bool,
     /// Routers that are told by BGP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bgp: Option<BgpConfig>,
@@ -29,9 +33,12 @@ impl AnnounceConfig {
     /// # Errors
     /// The field that cannot be, and why.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
-        let Some(bgp) = &self.bgp else {
-            return Err(("announce", "names nobody to be told: give `bgp`".into()));
-        };
-        bgp.check()
+        if self.bgp.is_none() && !self.l2 {
+            return Err((
+                "announce",
+                "names nobody to be told: give `bgp` or `l2`".into(),
+            ));
+        }
+        self.bgp.as_ref().map_or(Ok(()), BgpConfig::check)
     }
 }

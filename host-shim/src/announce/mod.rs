@@ -1,10 +1,12 @@
 //! Tells others what this node serves for as long as it does (rows O-18 to O-20): ranges of its pods, addresses of Services.
 //!
-//! A thread looks a few times a second: whether the appliance forwards, what the uplink knows of this node, what the cluster
-//! has Services at. An appliance that is away for a moment is a restart and nobody's business; one that stays away is taken
-//! back.
+//! A thread looks a few times a second: whether the appliance forwards, what the uplink knows of this node and of others, what
+//! the cluster has Services at. An appliance that is away for a moment is a restart and nobody's business; one that stays away
+//! is taken back.
 
 pub mod config;
+mod link;
+mod routers;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 pub use sluice_announce::bgp::{Farewell, PeerReport as RouterReport};
-use sluice_announce::bgp::{NextHops, Speaker};
 use sluice_contract::Prefix;
 use sluice_model::compile::Served;
 
 use self::config::AnnounceConfig;
+use self::link::Link;
+use self::routers::Routers;
 use crate::cluster::Cluster;
-use crate::uplink::Own;
+use crate::uplink::{Sight, View as UplinkView};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -31,14 +34,16 @@ const AWAY: Duration = Duration::from_millis(500);
 /// What others are told, and how things stand with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnnounceReport {
-    /// What is announced at the moment.
+    /// What routers are told at the moment.
     pub routes: Vec<String>,
-    /// Addresses of Services that are not, because `uplink.service_addresses` has them not.
-    pub withheld: Vec<IpAddr>,
+    /// Addresses that this node answers for on its link.
+    pub answered: BTreeSet<IpAddr>,
+    /// Addresses of Services that are not announced, because `uplink.service_addresses` has them not.
+    pub withheld: BTreeSet<IpAddr>,
     /// The routers.
     pub routers: Vec<RouterReport>,
-    /// Why nobody is told, if so.
-    pub problem: Option<String>,
+    /// What is not as it should be, one sentence each.
+    pub problems: BTreeSet<String>,
 }
 
 /// The thread that looks.
@@ -57,9 +62,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     /// What clients outside may send to, as the cluster has it; nothing while that is not known.
-    served: Option<Vec<Served>>,
+    served: Option<Arc<Vec<Served>>>,
     stop: Option<Farewell>,
-    speaker: Option<Speaker>,
     report: AnnounceReport,
 }
 
@@ -72,10 +76,13 @@ impl Shared {
 /// What is looked at.
 pub(crate) struct View {
     pub(crate) config: AnnounceConfig,
+    /// This node's name in the cluster.
+    pub(crate) node: String,
+    /// The network card.
+    pub(crate) interface: String,
     /// Addresses of Services lie within these.
     pub(crate) service_ranges: Vec<Prefix>,
-    /// What the uplink knows of this node.
-    pub(crate) own: Own,
+    pub(crate) uplink: UplinkView,
     /// The appliance forwards.
     pub(crate) forwards: Box<dyn Fn() -> bool + Send>,
 }
@@ -91,11 +98,11 @@ impl Announce {
             changed: Condvar::new(),
         });
         match cluster {
-            None => shared.lock().served = Some(Vec::new()),
+            None => shared.lock().served = Some(Arc::default()),
             Some(cluster) => {
                 let told = shared.clone();
                 cluster.follow_served(Box::new(move |served| {
-                    told.lock().served = Some(served);
+                    told.lock().served = Some(Arc::new(served));
                     told.changed.notify_all();
                 }));
             }
@@ -112,14 +119,7 @@ impl Announce {
 
     /// How things stand.
     pub fn report(&self) -> AnnounceReport {
-        let state = self.shared.lock();
-        let mut report = state.report.clone();
-        report.routers = state
-            .speaker
-            .as_ref()
-            .map(Speaker::report)
-            .unwrap_or_default();
-        report
+        self.shared.lock().report.clone()
     }
 
     /// Says nothing any more; with a silent farewell routers keep for a while what they were told.
@@ -134,15 +134,20 @@ impl Announce {
 }
 
 fn look(view: &View, shared: &Shared) {
+    let mut routers = view.config.bgp.clone().map(Routers::new);
+    let mut link = view
+        .config
+        .l2
+        .then(|| Link::new(&view.node, &view.interface));
     let mut forwarded: Option<Instant> = None;
-    let mut spoken_for = NextHops::default();
-    let mut state = shared.lock();
     loop {
-        if let Some(farewell) = state.stop {
-            let speaker = state.speaker.take();
-            drop(state);
-            if let Some(speaker) = speaker {
-                speaker.stop(farewell);
+        let (stop, served) = {
+            let state = shared.lock();
+            (state.stop, state.served.clone())
+        };
+        if let Some(farewell) = stop {
+            if let Some(routers) = &mut routers {
+                routers.stop(farewell);
             }
             return;
         }
@@ -150,85 +155,60 @@ fn look(view: &View, shared: &Shared) {
             forwarded = Some(Instant::now());
         }
         // One that has never forwarded has nothing to take back, and routers may know its former life.
-        if let (Some(at), Some(served)) = (forwarded, &state.served) {
-            let (routes, withheld) = match at.elapsed() < AWAY {
-                true => routes(view, served),
-                false => Default::default(),
+        if let (Some(at), Some(served)) = (forwarded, served) {
+            let is_there = at.elapsed() < AWAY;
+            let sight = view.uplink.look(link.is_some());
+            let (own, withheld) = sort_out(view, &served);
+            let mut report = AnnounceReport {
+                withheld,
+                ..AnnounceReport::default()
             };
-            let (_, addresses) = view.own.ranges_and_addresses();
-            let next_hops = next_hops(&addresses);
-            state.report.withheld = withheld;
-            if state.speaker.is_some() && next_hops != spoken_for {
-                let former = state.speaker.take();
-                drop(state);
-                drop(former); // which takes back what it has said
-                state = shared.lock();
+            if let Some(routers) = &mut routers {
+                let routes = match is_there {
+                    true => routes(view, &own, &sight),
+                    false => BTreeSet::new(),
+                };
+                routers.tell(routes, &sight, &mut report);
             }
-            if state.speaker.is_none() {
-                match view
-                    .config
-                    .bgp
-                    .clone()
-                    .map(|it| Speaker::start(it, next_hops))
-                {
-                    Some(Ok(speaker)) => {
-                        state.speaker = Some(speaker);
-                        state.report.problem = None;
-                        spoken_for = next_hops;
-                    }
-                    Some(Err(error)) => {
-                        let problem = Some(error.to_string());
-                        if state.report.problem != problem {
-                            tracing::warn!(%error, "routers are told nothing");
-                        }
-                        state.report.problem = problem;
-                    }
-                    None => {}
-                }
+            if let Some(link) = &mut link {
+                link.answer(&own, is_there, &sight, &mut report);
             }
-            state.report.routes = routes.iter().map(ToString::to_string).collect();
-            if let Some(speaker) = &state.speaker {
-                speaker.announce(Arc::new(routes));
+            let mut state = shared.lock();
+            for problem in report.problems.difference(&state.report.problems) {
+                tracing::warn!("{problem}");
             }
+            state.report = report;
         }
-        let woken = shared.changed.wait_timeout(state, LOOK);
-        state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        let state = shared.lock();
+        if state.stop.is_none() {
+            drop(shared.changed.wait_timeout(state, LOOK));
+        }
     }
 }
 
-/// What is to be announced, and addresses of Services that are kept back.
-fn routes(view: &View, served: &[Served]) -> (BTreeSet<Prefix>, Vec<IpAddr>) {
-    let mut routes = BTreeSet::new();
-    let mut withheld = BTreeSet::new();
+/// What may be announced of what is served, and what is kept back.
+fn sort_out<'a>(view: &View, served: &'a [Served]) -> (Vec<&'a Served>, BTreeSet<IpAddr>) {
+    if !view.config.services {
+        return Default::default();
+    }
+    let is_ours = |it: &&Served| view.service_ranges.iter().any(|r| r.contains(it.address));
+    let (own, others): (Vec<_>, Vec<_>) = served.iter().partition(is_ours);
+    (own, others.into_iter().map(|it| it.address).collect())
+}
+
+/// What routers are to be told.
+fn routes(view: &View, served: &[&Served], sight: &Sight) -> BTreeSet<Prefix> {
+    let is_here = |it: &&&Served| {
+        let on = it.on.as_ref();
+        on.is_none_or(|nodes| nodes.contains(view.node.as_str()))
+    };
+    let host = |it: &&Served| {
+        let bits = if it.address.is_ipv4() { 32 } else { 128 };
+        Prefix::new(it.address, bits)
+    };
+    let mut routes: BTreeSet<Prefix> = served.iter().filter(is_here).filter_map(host).collect();
     if view.config.pods {
-        routes.extend(view.own.ranges_and_addresses().0);
+        routes.extend(&sight.ranges);
     }
-    if view.config.services {
-        for it in served {
-            let is_ours = view.service_ranges.iter().any(|r| r.contains(it.address));
-            if !is_ours {
-                withheld.insert(it.address);
-            } else if it.is_here {
-                routes.extend(host(it.address));
-            }
-        }
-    }
-    (routes, withheld.into_iter().collect())
-}
-
-fn host(address: IpAddr) -> Option<Prefix> {
-    Prefix::new(address, if address.is_ipv4() { 32 } else { 128 })
-}
-
-fn next_hops(addresses: &[IpAddr]) -> NextHops {
-    NextHops {
-        v4: addresses.iter().find_map(|it| match it {
-            IpAddr::V4(v4) => Some(*v4),
-            IpAddr::V6(_) => None,
-        }),
-        v6: addresses.iter().find_map(|it| match it {
-            IpAddr::V6(v6) => Some(*v6),
-            IpAddr::V4(_) => None,
-        }),
-    }
+    routes
 }

@@ -112,7 +112,9 @@ impl Node {
         let view = View {
             config: announce.clone(),
             service_ranges: ranges.filter_map(|it| parse_prefix(it)).collect(),
-            own: uplink.own(),
+            node: self.config.node_name.clone(),
+            interface: config.interface.clone(),
+            uplink: uplink.view(),
             forwards: Box::new(move || {
                 control.forwards() && trunk.peer().is_some_and(|peer| peer.serving)
             }),

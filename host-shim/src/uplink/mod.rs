@@ -40,7 +40,7 @@ use self::follow::Following;
 use self::mirror::Changes;
 use self::neighbors::Asked;
 use self::probe::{Prober, Probes};
-use self::report::NetworkReport;
+use self::report::{NetworkReport, PeerReport, ProbeState};
 use self::reserved::Reserved;
 use crate::cluster::Cluster;
 use crate::control::Control;
@@ -125,16 +125,70 @@ impl Shared {
     }
 }
 
-/// What the uplink knows of this node.
+/// What the uplink knows, for others to look at.
 #[derive(Debug)]
-pub(crate) struct Own(Arc<Shared>);
+pub(crate) struct View(Arc<Shared>);
 
-impl Own {
-    /// Ranges of its pods, and its addresses.
-    pub(crate) fn ranges_and_addresses(&self) -> (Vec<Prefix>, Vec<IpAddr>) {
-        let report = self.0.report();
-        let ranges = report.pods.iter().filter_map(|it| config::parse_prefix(it));
-        (ranges.collect(), report.addresses.clone())
+/// What it knew at one moment.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    /// Ranges of this node's pods, and its addresses.
+    pub(crate) ranges: Vec<Prefix>,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The cluster's other nodes, except those that do not answer any more.
+    pub(crate) others: Vec<Other>,
+}
+
+/// Another node, by its name.
+#[derive(Debug)]
+pub(crate) enum Other {
+    Reached(String),
+    /// It has not answered in this life of the daemon.
+    NeverHeard(String),
+}
+
+impl Other {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Reached(name) | Self::NeverHeard(name) => name,
+        }
+    }
+}
+
+impl View {
+    /// What it knows now; of others only if they are wanted: they may be thousands.
+    pub(crate) fn look(&self, wants_others: bool) -> Sight {
+        let mut known = NetworkReport::default();
+        {
+            let all = self.0.report();
+            known.pods.clone_from(&all.pods);
+            known.addresses.clone_from(&all.addresses);
+            if wants_others {
+                known.peers.clone_from(&all.peers);
+            }
+        }
+        self.0.probes.complete(&mut known);
+        let ranges = known.pods.iter().filter_map(|it| config::parse_prefix(it));
+        Sight {
+            ranges: ranges.collect(),
+            others: known.peers.iter().filter_map(other).collect(),
+            addresses: known.addresses,
+        }
+    }
+}
+
+/// A node of the cluster, unless it answers no more.
+fn other(peer: &PeerReport) -> Option<Other> {
+    if peer.origin != report::ORIGIN_CLUSTER {
+        return None;
+    }
+    match peer.probe.state {
+        ProbeState::Reachable => Some(Other::Reached(peer.name.clone())),
+        ProbeState::NoAnswerYet => Some(Other::NeverHeard(peer.name.clone())),
+        ProbeState::Unreachable if peer.probe.last_answer_ms.is_none() => {
+            Some(Other::NeverHeard(peer.name.clone()))
+        }
+        ProbeState::Unreachable | ProbeState::NotProbed => None,
     }
 }
 
@@ -298,9 +352,9 @@ impl Uplink {
         report
     }
 
-    /// What is known of this node, for others to look at.
-    pub(crate) fn own(&self) -> Own {
-        Own(self.shared.clone())
+    /// What is known, for others to look at.
+    pub(crate) fn view(&self) -> View {
+        View(self.shared.clone())
     }
 
     /// What is not as it should be, one sentence each.

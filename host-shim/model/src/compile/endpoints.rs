@@ -1,7 +1,8 @@
 //! Which endpoints of a Service port may be used by whom: the rules of kube-proxy's `CategorizeEndpoints`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::service::Ground;
 use crate::object::{AddressFamily, Endpoint, Service, ServicePort, TargetPort, TrafficPolicy};
@@ -31,6 +32,8 @@ pub(crate) struct Categories {
     pub(crate) any: bool,
     /// What the health check of the node port counts.
     pub(crate) local_ready: usize,
+    /// Nodes with ready endpoints, where clients outside are to stay with a node's own.
+    pub(crate) ready_on: BTreeSet<Arc<str>>,
 }
 
 /// Endpoints by address and port. One that is in two slices counts as the better of both.
@@ -70,6 +73,10 @@ impl<'a> Endpoints<'a> {
                 .count(),
             ..Categories::default()
         };
+        if external && service.external_policy == TrafficPolicy::Local {
+            let ready = self.0.values().filter(|it| it.ready);
+            found.ready_on = ready.filter_map(|it| it.node.clone()).collect();
+        }
         if uses_cluster {
             let topology = self.topology(here);
             found.cluster = self.select(|it| it.ready && topology.admits(it, here));

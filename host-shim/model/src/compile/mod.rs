@@ -115,8 +115,8 @@ impl Default for Config {
 pub struct Served {
     pub address: IpAddr,
     pub service: Name,
-    /// This node has what it leads to: any node, unless `externalTrafficPolicy` is `Local`.
-    pub is_here: bool,
+    /// The nodes that have what it leads to, if not any has (`externalTrafficPolicy: Local`).
+    pub on: Option<BTreeSet<Arc<str>>>,
 }
 
 /// A pod of this node, as the CNI plugin attached it.
@@ -347,14 +347,14 @@ impl Model {
     pub fn served(&self) -> Vec<Served> {
         let of = |it: &Service| {
             let is_local = it.external_policy == TrafficPolicy::Local;
-            let is_here = !is_local || self.services.local_ready(&it.name) > 0;
+            let on = is_local.then(|| self.services.ready_on(&it.name));
             let balanced = it.load_balancer.iter().map(|it| it.address);
             let all: BTreeSet<IpAddr> = it.external_ips.iter().copied().chain(balanced).collect();
             let name = it.name.clone();
             all.into_iter().map(move |address| Served {
                 address,
                 service: name.clone(),
-                is_here,
+                on: on.clone(),
             })
         };
         self.store.services().flat_map(of).collect()

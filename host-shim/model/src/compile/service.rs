@@ -34,6 +34,8 @@ pub(crate) struct Engine {
     sets: Numbers<(PortKey, u8)>,
     /// For the health checks of load balancers.
     local_ready: BTreeMap<Name, usize>,
+    /// Nodes that have endpoints for clients outside, of Services whose clients stay with a node's own.
+    ready_on: BTreeMap<Name, BTreeSet<Arc<str>>>,
 }
 
 /// What a port's number stands for.
@@ -111,6 +113,7 @@ impl Engine {
                 self.ports.retain(|it| it.service != name);
                 self.sets.retain(|(it, _)| it.service != name);
                 self.local_ready.remove(&name);
+                self.ready_on.remove(&name);
             }
             self.publish(&name, rows, tables);
         }
@@ -119,6 +122,11 @@ impl Engine {
     /// How many ready endpoints a Service has on this node.
     pub(crate) fn local_ready(&self, service: &Name) -> usize {
         self.local_ready.get(service).copied().unwrap_or_default()
+    }
+
+    /// Nodes that clients of a Service may be sent to whose traffic stays with a node's own endpoints.
+    pub(crate) fn ready_on(&self, service: &Name) -> BTreeSet<Arc<str>> {
+        self.ready_on.get(service).cloned().unwrap_or_default()
     }
 
     /// Puts the rows of an owner in place of those it had.
@@ -167,6 +175,7 @@ impl Engine {
     fn compile(&mut self, service: &Service, ground: Ground<'_>) -> Vec<ServiceRow> {
         let mut rows = Vec::new();
         let mut local_ready = BTreeSet::new();
+        let mut ready_on: Option<BTreeSet<Arc<str>>> = None;
         let made = endpoints_of_selector(service, ground);
         for family in [AddressFamily::V4, AddressFamily::V6] {
             let is_v6 = family == AddressFamily::V6;
@@ -177,12 +186,21 @@ impl Engine {
             for port in &service.ports {
                 let categories = categories(service, port, family, &made, ground);
                 local_ready.insert(categories.local_ready);
+                // Who is sent to a node may want any of the ports.
+                ready_on = Some(match ready_on {
+                    Some(so_far) => so_far.intersection(&categories.ready_on).cloned().collect(),
+                    None => categories.ready_on.clone(),
+                });
                 self.port(service, port, is_v6, &categories, ground.config, &mut rows);
             }
         }
         // The least of its ports: a Service is as healthy as that.
         let ready = local_ready.last().copied().unwrap_or_default();
         self.local_ready.insert(service.name.clone(), ready);
+        match ready_on.filter(|it| !it.is_empty()) {
+            Some(nodes) => self.ready_on.insert(service.name.clone(), nodes),
+            None => self.ready_on.remove(&service.name),
+        };
         rows
     }
 

@@ -116,12 +116,13 @@ pub(crate) fn announce_lines(announce: &AnnounceReport) -> Vec<(&'static str, St
     let mut lines = vec![(
         "announces",
         format!(
-            "{} routes, known to {told} of {} routers",
+            "{} routes, known to {told} of {} routers; {} addresses on the link",
             announce.routes.len(),
-            announce.routers.len()
+            announce.routers.len(),
+            announce.answered.len(),
         ),
     )];
-    lines.extend(announce.problem.iter().map(|it| ("", format!("! {it}"))));
+    lines.extend(announce.problems.iter().map(|it| ("", format!("! {it}"))));
     let silent = announce.routers.iter().filter(|it| !it.established);
     lines.extend(silent.map(|it| {
         let why = it.problem.as_deref().unwrap_or("no session yet");
