@@ -291,14 +291,18 @@ impl<O: Observer> Stages<'_, '_, O> {
             _ => Some(policy.identity_of(core::net::IpAddr::from(address))),
         };
         let source = match Origin::of(ingress) {
-            Origin::Outside => match self.origin.and_then(|origin| origin.identity) {
-                Some(told) if told.is_pod() => Some(told),
-                _ => identity(Place::Elsewhere, begun.source()),
-            },
+            Origin::Outside => identity(Place::Elsewhere, begun.source()),
             Origin::Node => Some(Identity::HOST),
             Origin::Pod => identity(Place::Link(ingress), begun.source()),
         }
         .unwrap_or(Identity::WORLD);
+        let told = self.origin.and_then(|origin| origin.identity);
+        let sources = match told.filter(|told| told.is_pod() && *told != source) {
+            // Of an address that nobody has yet, its node is believed.
+            Some(told) if source == Identity::WORLD => [Some(told), None],
+            // One of them is out of date, or a lie: only what both may is allowed.
+            differs => [Some(source), differs],
+        };
         let destination = identity(place, begun.destination()).unwrap_or(Identity::WORLD);
         let mut rule = RuleId::NONE;
         let target = match place {
@@ -314,8 +318,10 @@ impl<O: Observer> Stages<'_, '_, O> {
             rule = self.ask(ingress, PolicyDirection::Egress, peer, begun)?;
         }
         if let Some(link) = target.filter(|link| link.is_pod()) {
-            let peer = (source, begun.source());
-            rule = self.ask(link, PolicyDirection::Ingress, peer, begun)?;
+            for source in sources.into_iter().flatten() {
+                let peer = (source, begun.source());
+                rule = self.ask(link, PolicyDirection::Ingress, peer, begun)?;
+            }
         }
         Ok(rule)
     }
