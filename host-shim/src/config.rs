@@ -14,7 +14,7 @@ use sluice_cni::capability::{Bandwidth, PortMapping};
 use sluice_contract::limits;
 
 use crate::announce::config::AnnounceConfig;
-use crate::cluster::config::{PolicyConfig, SourceConfig};
+use crate::cluster::config::{PolicyConfig, ServicesConfig, SourceConfig};
 use crate::hostlink::config::HostLinkConfig;
 use crate::uplink::config::UplinkConfig;
 use crate::wiring::Mode;
@@ -160,6 +160,8 @@ pub struct Config {
     pub source: Option<SourceConfig>,
     #[serde(default)]
     pub policy: PolicyConfig,
+    #[serde(default)]
+    pub services: ServicesConfig,
 }
 
 /// What the CNI plugin finds here.
@@ -312,6 +314,9 @@ impl Config {
             return refuse(field, reason);
         }
         if let Some(Err((field, reason))) = self.uplink.as_ref().map(UplinkConfig::check) {
+            return refuse(field, reason);
+        }
+        if let Err((field, reason)) = self.services.check(self.uplink.as_ref()) {
             return refuse(field, reason);
         }
         if let Some(Err((field, reason))) = self.host_link.as_ref().map(HostLinkConfig::check) {
@@ -477,6 +482,27 @@ mod tests {
             (
                 Config::parse(r#"{"image": "i", "source": {"directroy": "/m"}}"#, false),
                 "directroy",
+            ),
+            (
+                Config::parse(
+                    r#"{"image": "i", "services": {"forwarding": "dsr"}}"#,
+                    false,
+                ),
+                "services.forwarding: dsr cannot be had: the node has no uplink",
+            ),
+            (
+                Config::parse(
+                    r#"{"image": "i", "uplink": {"interface": "e"}, "services": {"forwarding": "dsr"}}"#,
+                    false,
+                ),
+                "dsr cannot be had: a vxlan tunnel has no place",
+            ),
+            (
+                Config::parse(
+                    r#"{"image": "i", "uplink": {"interface": "e", "direct": "same-subnet", "tunnel": {"protocol": "geneve"}}, "services": {"forwarding": "dsr"}}"#,
+                    false,
+                ),
+                "uplink.direct has to be never",
             ),
             (
                 Config::parse(r#"{"image": "i", "source": {}}"#, false),

@@ -12,7 +12,7 @@ use crate::command;
 use crate::lab::Lab;
 use crate::netns::Netns;
 use crate::traffic::{Attempt, PORT, at, attempt, datagrams, serve, stream};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub const ALL: [(&str, Claim); 5] = [
 ];
 
 /// A client reaches the backend by `to`, with TCP and UDP, and the backend sees `source` each time.
-fn reached(cluster: &Cluster, client: &Netns, to: &str, source: &str) -> Result<()> {
+pub(crate) fn reached(cluster: &Cluster, client: &Netns, to: &str, source: &str) -> Result<()> {
     let backend = &cluster.pod(2)?.netns;
     let capture = Capture::start(backend, "eth0", &format!("dst port {PORT}"))?;
     stream(client, to, BULK)?;
@@ -69,14 +69,22 @@ fn beginning(line: &str) -> Option<(&'static str, String)> {
 
 /// Frames that node `lab` dropped for `reason`.
 fn dropped(lab: &Lab, reason: &str) -> Result<u64> {
-    let status = lab.status()?;
-    Ok(status["guest"][format!("dropped.{reason}")]
-        .as_u64()
-        .unwrap_or(0))
+    // A busy appliance answers late, and the status then goes without its counters.
+    command::until("the appliance's counters", PATIENCE, || {
+        let status = lab.status()?;
+        let counters = status["guest"].as_object().context("no answer")?;
+        let count = counters.get(&format!("dropped.{reason}"));
+        Ok(count.and_then(serde_json::Value::as_u64).unwrap_or(0))
+    })
 }
 
 /// Nothing comes back to the client, and the node counts what it dropped for that reason.
-fn silent(node: &Lab, reason: &str, client: &Netns, (address, port): (&str, u16)) -> Result<()> {
+pub(crate) fn silent(
+    node: &Lab,
+    reason: &str,
+    client: &Netns,
+    (address, port): (&str, u16),
+) -> Result<()> {
     let before = dropped(node, reason)?;
     let seen = command::until("the count of what was dropped", PATIENCE, || {
         let seen = attempt(client, address, port)?;

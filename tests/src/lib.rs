@@ -26,6 +26,7 @@ pub mod capture;
 pub mod claims;
 pub mod cluster;
 pub mod cluster_claims;
+pub mod cluster_direct;
 pub mod cluster_frames;
 pub mod cluster_objects;
 pub mod cluster_policy;

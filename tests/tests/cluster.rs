@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::cluster_claims::{self as claims, Claim};
+use sluice_tests::cluster_direct as direct;
 use sluice_tests::cluster_frames as frames;
 use sluice_tests::cluster_policy as policy;
 use sluice_tests::cluster_services as services;
@@ -16,11 +17,14 @@ fn show(nodes: u8, mode: Mode, six: bool, claims: &[(&str, Claim)]) {
 }
 
 fn shown(nodes: u8, mode: Mode, six: bool, claims: &[(&str, Claim)]) -> Result<()> {
-    let cluster = Cluster::start(nodes, mode, six)?;
+    hold(&Cluster::start(nodes, mode, six)?, claims)
+}
 
+fn hold(cluster: &Cluster, claims: &[(&str, Claim)]) -> Result<()> {
+    let (mode, six) = (cluster.mode, cluster.six);
     for (name, claim) in claims {
         let on = format!("{} over {}", mode.word(), if six { "IPv6" } else { "IPv4" });
-        let seen = claim(&cluster).with_context(|| format!("{on}: {name}"));
+        let seen = claim(cluster).with_context(|| format!("{on}: {name}"));
         if seen.is_err() {
             eprintln!("{}", cluster.words());
         }
@@ -110,6 +114,23 @@ fn s02_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and
     );
     let all = [&services::ALL[..], &[policy::PROBES]].concat();
     show(3, Mode::Vxlan, false, &all);
+}
+
+#[test]
+fn s28_a_backends_node_answers_clients_outside_itself() {
+    need!(
+        "s28_a_backends_node_answers_clients_outside_itself",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("bash"),
+        Tool("tcpdump"),
+        Tool("tshark")
+    );
+    for (mode, six) in [(Mode::Geneve, false), (Mode::GeneveIp, true)] {
+        let cluster = Cluster::start_with(2, mode, six, direct::turn_on).expect("a cluster");
+        hold(&cluster, &[direct::CLAIM]).expect("the claim holds");
+    }
 }
 
 #[test]

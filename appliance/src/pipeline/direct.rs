@@ -201,9 +201,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         let Some(tunnel) = tunnel.filter(|tunnel| tunnel.clamp_mss) else {
             return;
         };
-        let underlay = match tunnel.source4 {
-            Some(_) => Family::V4,
-            None => Family::V6,
+        // Which family the other node came by is not remembered; IPv6 takes more.
+        let underlay = match tunnel.source6 {
+            Some(_) => Family::V6,
+            None => Family::V4,
         };
         let target = Target {
             address: packet.source,

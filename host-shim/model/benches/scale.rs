@@ -124,6 +124,7 @@ fn service(n: usize) -> Service {
         affinity: Affinity::None,
         external_policy: TrafficPolicy::Cluster,
         internal_policy: TrafficPolicy::Cluster,
+        forwarding: None,
         health_check_port: None,
         selector: BTreeMap::new(),
         publish_not_ready: false,

@@ -5,8 +5,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{Attached, Config, Group, Snapshot, endpoints_of};
-use crate::object::{Kind, Labels, Name, Pod, PodSelector, Service, ServicePort, Tier};
+use crate::compile::{Attached, Config, Group, Snapshot, endpoints_of, is_direct};
+use crate::finding::{Finding, Severity};
+use crate::object::{
+    FORWARDING, Forwarding, Kind, Labels, Name, Pod, PodSelector, Service, ServicePort, Tier,
+};
 use crate::store::Store;
 
 /// A policy.
@@ -34,6 +37,9 @@ pub struct ServiceSummary {
     pub name: String,
     pub cluster_ips: Vec<IpAddr>,
     pub external_ips: Vec<IpAddr>,
+    /// How clients outside are led to endpoints on other nodes: `snat` or `dsr`.
+    #[serde(default)]
+    pub forwarding: Forwarding,
     pub ports: Vec<PortSummary>,
 }
 
@@ -186,6 +192,26 @@ fn summary(
             .copied()
             .chain(balanced)
             .collect(),
+        forwarding: match is_direct(service, config) {
+            Ok(true) => Forwarding::Dsr,
+            _ => Forwarding::Snat,
+        },
         ports: service.ports.iter().map(port).collect(),
     }
+}
+
+/// Services that ask for what this node cannot do.
+pub fn disappointed(store: &Store, config: &Config) -> impl Iterator<Item = Finding> {
+    let served = store.services().filter(|it| !it.cluster_ips.is_empty());
+    served.filter_map(|service| {
+        let reason = is_direct(service, config).err()?;
+        Some(Finding {
+            file: None,
+            line: 0,
+            severity: Severity::Warning,
+            object: format!("Service {}", service.name),
+            field: format!("metadata.annotations[{FORWARDING}]"),
+            reason: format!("Clients outside get the node's address, not dsr: {reason}"),
+        })
+    })
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sluice_contract::service::{FrontendKind, FrontendRow, PortRow, ServiceKey, ServiceRow, SetId};
 use sluice_contract::{Key, LinkId, Protocol, Row};
 use sluice_model::compile::{Attached, Config, Maglev, Model};
-use sluice_model::object::{Kind, Name, ObjectKey};
+use sluice_model::object::{Forwarding, Kind, Name, ObjectKey};
 use sluice_model::store::Event;
 use sluice_model::validate::admit_as;
 
@@ -560,4 +560,35 @@ fn a_delta_of_one_endpoint_is_small_and_in_order() {
         .iter()
         .position(|it| matches!(it.key(), Key::Service(ServiceKey::Set(_))));
     assert!(frontend < set);
+}
+
+#[test]
+fn s28_services_say_how_clients_outside_are_led_on_and_nodes_what_holds_otherwise() {
+    let direct = |ground: &mut Ground, annotation: Option<&str>, policy: &str| {
+        let annotations: BTreeMap<_, _> = annotation
+            .map(|it| ("sluice.dev/forwarding-mode", it))
+            .into_iter()
+            .collect();
+        ground.put(
+            Kind::Service,
+            json!({
+                "metadata": {"name": "s", "namespace": "x", "annotations": annotations},
+                "spec": {
+                    "clusterIP": "10.96.0.1", "externalTrafficPolicy": policy,
+                    "ports": [{"port": 80, "nodePort": 30080}],
+                },
+            }),
+        );
+        ground.port("10.96.0.1", 80).direct_return
+    };
+    let mut usual = Ground::new();
+    assert!(!direct(&mut usual, None, "Cluster"));
+    assert!(direct(&mut usual, Some("dsr"), "Cluster"));
+    assert!(!direct(&mut usual, Some("dsr"), "Local"));
+    assert!(!direct(&mut usual, Some("DSR"), "Cluster"), "not a word");
+    let mut other = Ground::with(|config| config.forwarding = Forwarding::Dsr);
+    assert!(direct(&mut other, None, "Cluster"));
+    assert!(!direct(&mut other, Some("snat"), "Cluster"));
+    let mut unable = Ground::with(|config| config.no_direct_return = Some("no place".into()));
+    assert!(!direct(&mut unable, Some("dsr"), "Cluster"));
 }

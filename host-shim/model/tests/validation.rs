@@ -354,3 +354,24 @@ fn what_the_api_server_sends_may_have_more_fields() {
     let admission = admit(&value, Origin::Api);
     assert!(admission.object.is_some() && admission.findings.is_empty());
 }
+
+#[test]
+fn s28_forwarding_modes_that_say_nothing_are_warned_of_and_the_service_is_used() {
+    let with = |mode: &str, spec: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, annotations: {{sluice.dev/forwarding-mode: {mode}}}}}\nspec: {spec}\n"
+        );
+        let admission = one(&text);
+        assert!(admission.object.is_some());
+        let reasons = admission.findings.into_iter().map(|it| it.reason);
+        reasons.collect::<Vec<_>>().join("; ")
+    };
+    let plain = "{clusterIP: 10.96.0.1, ports: [{port: 80}]}";
+    assert_eq!(with("dsr", plain), "");
+    assert_eq!(with("snat", plain), "");
+    assert!(with("hybrid", plain).contains("not one of snat, dsr"));
+    let local = "{clusterIP: 10.96.0.1, externalTrafficPolicy: Local, ports: [{port: 80}]}";
+    assert!(with("dsr", local).contains("Has no effect"));
+    let sctp = "{clusterIP: 10.96.0.1, ports: [{port: 80, protocol: SCTP}]}";
+    assert!(with("dsr", sctp).contains("SCTP"));
+}

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
+use sluice_contract::overlay::TunnelProtocol;
 use sluice_contract::policy::Established as Kept;
 use sluice_model::compile::DefaultDeny;
-use sluice_model::object::{PolicyPort, Port, Prefix};
+use sluice_model::object::{Forwarding, PolicyPort, Port, Prefix};
 use sluice_model::source::kube::Kubernetes;
 
-use crate::uplink::config::parse_prefix;
+use crate::uplink::config::{Direct, UplinkConfig, parse_prefix};
 
 /// The source of Pods, Services and policies: exactly one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,50 @@ impl Default for PolicyConfig {
             host_reaches_pods: true,
             established: Established::default(),
             default_deny: None,
+        }
+    }
+}
+
+/// How Services are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServicesConfig {
+    /// How clients outside are led to endpoints on other nodes, where a Service's annotation `sluice.dev/forwarding-mode` does not say.
+    pub forwarding: Forwarding,
+}
+
+impl ServicesConfig {
+    /// Why no client can be answered directly by an endpoint's node, if so.
+    pub(crate) fn no_direct_return(uplink: Option<&UplinkConfig>) -> Option<String> {
+        let Some(uplink) = uplink else {
+            return Some("the node has no uplink".into());
+        };
+        let protocol = TunnelProtocol::from(uplink.tunnel.protocol);
+        if !protocol.tells_backend() {
+            let word = protocol.word();
+            return Some(format!(
+                "a {word} tunnel has no place to name the endpoint; uplink.tunnel.protocol geneve has"
+            ));
+        }
+        if uplink.direct != Direct::Never {
+            let reason = "nodes that are reached without a tunnel cannot be told the endpoint; uplink.direct has to be never";
+            return Some(reason.into());
+        }
+        None
+    }
+
+    /// # Errors
+    /// The field that cannot be, and why.
+    pub(crate) fn check(
+        &self,
+        uplink: Option<&UplinkConfig>,
+    ) -> Result<(), (&'static str, String)> {
+        match Self::no_direct_return(uplink) {
+            Some(reason) if self.forwarding == Forwarding::Dsr => Err((
+                "services.forwarding",
+                format!("dsr cannot be had: {reason}"),
+            )),
+            _ => Ok(()),
         }
     }
 }

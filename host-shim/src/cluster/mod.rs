@@ -29,7 +29,7 @@ use sluice_model::source::dir::Directory;
 use sluice_model::source::{Running, Source};
 use sluice_model::store::Event;
 
-use self::config::{PolicyMode, SourceConfig};
+use self::config::{PolicyMode, ServicesConfig, SourceConfig};
 use self::health::Health;
 use crate::config::Config;
 use crate::control::Control;
@@ -304,6 +304,8 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
             let own = |peer: &PeerConfig| peer.own_addresses().collect::<Vec<_>>();
             uplink.peers.iter().flat_map(own).collect()
         }),
+        forwarding: config.services.forwarding,
+        no_direct_return: ServicesConfig::no_direct_return(config.uplink.as_ref()).map(Into::into),
         // What the uplink brings to the appliance, and nothing else.
         nat_ports: config
             .uplink

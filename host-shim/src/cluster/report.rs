@@ -70,7 +70,8 @@ impl Cluster {
         let tables = state.model.tables();
         let (counts, all) = (tables.counts(), tables.len());
         let store = state.model.store();
-        let findings = || store.findings();
+        let disappointed: Vec<_> = overview::disappointed(store, state.model.config()).collect();
+        let findings = || store.findings().chain(&disappointed);
         ClusterReport {
             source: self.shared.mode.into(),
             place: self.shared.place.clone(),

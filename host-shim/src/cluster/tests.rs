@@ -416,3 +416,19 @@ fn n19_many_questions_and_many_changes_go_on_side_by_side() {
     });
     assert!(answers.iter().all(|it| *it > 0));
 }
+
+#[test]
+fn s28_who_asks_for_dsr_where_it_cannot_be_had_is_told_why() {
+    let service = "apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: shop, annotations: {sluice.dev/forwarding-mode: dsr}}
+spec: {clusterIP: 10.96.0.9, ports: [{port: 80, nodePort: 30080}]}
+";
+    let ground = Ground::new("dsr", &[("pods.yaml", PODS), ("service.yaml", service)]);
+    ground.until("a finding", |it| it.cluster.report().wrong > 0);
+    let findings = ground.cluster.report().findings;
+    let reason = "Service shop/s: metadata.annotations[sluice.dev/forwarding-mode]: Clients outside get the node's address, not dsr: the node has no uplink";
+    assert!(findings[0].ends_with(reason), "{findings:?}");
+    // It is served all the same.
+    assert_eq!(Cluster::problems(&ground.cluster.report()), [""; 0]);
+}

@@ -28,14 +28,14 @@ use sluice_contract::service::{ConnectionsRow, NatRow, PrefixRow, ServiceKey, Se
 use sluice_contract::{Identity, LinkId};
 
 use crate::diff::Tables;
-use crate::object::{Name, Service, TrafficPolicy};
+use crate::object::{Forwarding, Name, Service, TrafficPolicy};
 use crate::store::{Event, Store};
 
 pub use default_deny::DefaultDeny;
 pub use identity::{Displaced, Group, Identities};
 pub use route::{Member, Members};
 pub use rules::{RuleName, RuleNames, TierName};
-pub(crate) use service::endpoints_of;
+pub(crate) use service::{endpoints_of, is_direct};
 
 /// What the node is told to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +60,10 @@ pub struct Config {
     pub peer_addresses: Vec<IpAddr>,
     /// Which sets of backends are spread by Maglev.
     pub maglev: Maglev,
+    /// How clients outside are led to endpoints on other nodes, where a Service does not say.
+    pub forwarding: Forwarding,
+    /// Why [`Forwarding::Dsr`] cannot be had on this node, if so.
+    pub no_direct_return: Option<Arc<str>>,
     /// How the node translates; unless given, to its own addresses in the usual way.
     pub nat: Option<NatRow>,
     /// The ports that stand for pods in that usual way, first and last; the usual ones unless given.
@@ -102,6 +106,8 @@ impl Default for Config {
             node_addresses: Vec::new(),
             peer_addresses: Vec::new(),
             maglev: Maglev::External,
+            forwarding: Forwarding::Snat,
+            no_direct_return: None,
             nat: None,
             nat_ports: None,
             connections: None,

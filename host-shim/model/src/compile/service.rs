@@ -18,7 +18,9 @@ use super::endpoints::{Categories, Endpoints, Here, Made, Target, collect, endpo
 use super::numbers::Numbers;
 use super::{Attached, Config, Maglev, maglev};
 use crate::diff::Tables;
-use crate::object::{AddressFamily, Affinity, Name, Service, ServicePort, TrafficPolicy};
+use crate::object::{
+    AddressFamily, Affinity, Forwarding, Name, Service, ServicePort, TrafficPolicy,
+};
 use crate::store::{Changes, Store};
 
 /// Backends of one set, at most: their index is 16 bits, and Maglev's largest table has 65521 slots.
@@ -270,7 +272,7 @@ impl Engine {
             endpoints: categories.any,
             internal_local: service.internal_policy == TrafficPolicy::Local,
             external_local: service.external_policy == TrafficPolicy::Local,
-            direct_return: false,
+            direct_return: is_direct(service, config) == Ok(true),
             affinity: match service.affinity {
                 Affinity::None => 0,
                 Affinity::ClientIp(timeout) => u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX),
@@ -292,6 +294,19 @@ impl Engine {
             }
             rows.push(ServiceRow::Frontend(frontend));
         }
+    }
+}
+
+/// Whether clients outside are answered by the endpoint's node.
+///
+/// # Errors
+/// Why not, though they should be.
+pub(crate) fn is_direct<'c>(service: &Service, config: &'c Config) -> Result<bool, &'c str> {
+    let asked = service.forwarding.unwrap_or(config.forwarding) == Forwarding::Dsr;
+    match &config.no_direct_return {
+        _ if !asked || service.external_policy == TrafficPolicy::Local => Ok(false),
+        Some(reason) => Err(reason),
+        None => Ok(true),
     }
 }
 

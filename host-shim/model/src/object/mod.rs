@@ -20,8 +20,8 @@ pub use policy::{
     PolicyPort, Port, Prefix, Rule, Tier,
 };
 pub use service::{
-    AddressFamily, Affinity, Endpoint, EndpointSlice, LoadBalancerAddress, Service, ServicePort,
-    SlicePort, TargetPort, TrafficPolicy,
+    AddressFamily, Affinity, Endpoint, EndpointSlice, FORWARDING, Forwarding, LoadBalancerAddress,
+    Service, ServicePort, SlicePort, TargetPort, TrafficPolicy,
 };
 
 /// The kinds that are used.

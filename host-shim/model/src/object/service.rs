@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
 
 use super::{Name, Prefix};
@@ -23,6 +24,8 @@ pub struct Service {
     pub affinity: Affinity,
     pub external_policy: TrafficPolicy,
     pub internal_policy: TrafficPolicy,
+    /// The annotation [`FORWARDING`], if it says something that is known.
+    pub forwarding: Option<Forwarding>,
     pub health_check_port: Option<u16>,
     /// Pods with these labels are its endpoints, where nobody makes EndpointSlices. Empty: none.
     pub selector: BTreeMap<String, String>,
@@ -67,6 +70,32 @@ pub enum Affinity {
 pub enum TrafficPolicy {
     Cluster,
     Local,
+}
+
+/// The annotation of Services that says how clients outside are led to endpoints on other nodes.
+pub const FORWARDING: &str = "sluice.dev/forwarding-mode";
+
+/// How clients outside are led to endpoints on other nodes, where `externalTrafficPolicy` is `Cluster`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarding {
+    /// With the address of the node that was asked, which gets the answers.
+    #[default]
+    Snat,
+    /// With their own: the endpoint's node answers them itself (direct server return).
+    Dsr,
+}
+
+impl Forwarding {
+    /// The name that people use.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Snat => "snat",
+            Self::Dsr => "dsr",
+        }
+    }
 }
 
 /// Some endpoints of a Service.

@@ -1,18 +1,18 @@
 //! Services and EndpointSlices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use sluice_contract::limits;
+use sluice_contract::{Protocol, limits};
 
 use super::Check;
 use super::fields::{port_name, shared};
 use crate::object::{
-    AddressFamily, Affinity, Endpoint, EndpointSlice, LoadBalancerAddress, Name, Prefix, Service,
-    ServicePort, SlicePort, TargetPort, TrafficPolicy,
+    AddressFamily, Affinity, Endpoint, EndpointSlice, FORWARDING, Forwarding, LoadBalancerAddress,
+    Name, Prefix, Service, ServicePort, SlicePort, TargetPort, TrafficPolicy,
 };
 
 /// Says that another proxy serves this Service.
@@ -41,6 +41,7 @@ impl Check<'_> {
             affinity: Affinity::None,
             external_policy: TrafficPolicy::Cluster,
             internal_policy: TrafficPolicy::Cluster,
+            forwarding: None,
             health_check_port: None,
             selector: spec.selector.clone().unwrap_or_default(),
             publish_not_ready: spec.publish_not_ready_addresses == Some(true),
@@ -48,6 +49,7 @@ impl Check<'_> {
         if !served {
             return read;
         }
+        read.forwarding = self.forwarding(service.metadata.annotations.as_ref());
         self.service_addresses(&mut read, &spec);
         for (index, it) in spec.ports.iter().flatten().enumerate() {
             let field = format!("spec.ports[{index}]");
@@ -60,6 +62,7 @@ impl Check<'_> {
             }
         }
         self.service_policies(&mut read, &spec);
+        self.check_forwarding(&read);
         for (index, it) in service
             .status
             .and_then(|it| it.load_balancer)
@@ -76,6 +79,42 @@ impl Check<'_> {
                 .extend(address.map(|address| LoadBalancerAddress { address, proxied }));
         }
         read
+    }
+
+    /// A word that nobody knows is told, and the Service used without it.
+    fn forwarding(&mut self, annotations: Option<&BTreeMap<String, String>>) -> Option<Forwarding> {
+        let text = annotations?.get(FORWARDING)?;
+        let modes = [Forwarding::Snat, Forwarding::Dsr];
+        let mode = modes.into_iter().find(|mode| mode.word() == text);
+        if mode.is_none() {
+            self.warn(
+                format!("metadata.annotations[{FORWARDING}]"),
+                format!("{text:?} is not one of snat, dsr: the node's own setting counts"),
+            );
+        }
+        mode
+    }
+
+    fn check_forwarding(&mut self, read: &Service) {
+        if read.forwarding != Some(Forwarding::Dsr) {
+            return;
+        }
+        let field = format!("metadata.annotations[{FORWARDING}]");
+        if read.external_policy == TrafficPolicy::Local {
+            self.warn(
+                field,
+                "Has no effect: with externalTrafficPolicy Local clients keep their address and their node answers",
+            );
+        } else if read
+            .ports
+            .iter()
+            .any(|port| port.protocol == Protocol::Sctp)
+        {
+            self.warn(
+                field,
+                "Has no effect on SCTP, which needs both directions at one node",
+            );
+        }
     }
 
     fn service_addresses(&mut self, read: &mut Service, spec: &core::ServiceSpec) {

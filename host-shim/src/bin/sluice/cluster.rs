@@ -15,7 +15,7 @@ use sluice_host::cluster::report::PodPolicies;
 use sluice_model::compile::Config;
 use sluice_model::explain::Restrictions;
 use sluice_model::finding::Severity;
-use sluice_model::object::Kind;
+use sluice_model::object::{Forwarding, Kind};
 use sluice_model::overview::{self, PolicySummary, PortSummary, ServiceSummary};
 use sluice_model::source::dir;
 use sluice_model::store::Store;
@@ -292,8 +292,12 @@ fn service_rows(service: &ServiceSummary) -> Vec<[String; 5]> {
             }
             _ => first.join(","),
         };
+        let name = match service.forwarding {
+            Forwarding::Snat => service.name.clone(),
+            Forwarding::Dsr => format!("{} (dsr)", service.name),
+        };
         [
-            service.name.clone(),
+            name,
             addresses.clone(),
             port.port.clone() + node_port.as_deref().unwrap_or_default(),
             port.local_ready.to_string(),
