@@ -9,6 +9,8 @@
     reason = "a benchmark that cannot go on says where"
 )]
 
+mod remote;
+
 use sluice_appliance::testing::node::{self, V4, V6, service};
 use sluice_appliance::testing::{Originated, pod_row};
 use sluice_appliance::time::Duration;
@@ -381,11 +383,12 @@ fn main() {
         "one core, 60 B frames, batches of 64", "a packet", ""
     );
     let mut random = Random(0x1234_5678_9abc_def1);
-    let parts: [(&str, Part); 4] = [
+    let parts: [(&str, Part); 5] = [
         ("hits", hits_and_misses),
         ("services", by_services),
         ("outside", out_of_the_cluster),
         ("adversary", adversary),
+        ("remote", remote::by_ranges),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
