@@ -497,6 +497,32 @@ impl Bench {
         }
     }
 
+    /// Sends frames, each from its link, through the pipeline in one batch.
+    ///
+    /// # Panics
+    /// As [`Self::send_with`].
+    #[expect(clippy::expect_used, reason = "for tests")]
+    pub fn send_batch(&mut self, sent: &[(u16, Vec<u8>)]) -> Vec<End> {
+        let room = |bytes: &Vec<u8>| [&[0xa5; HEADROOM][..], bytes].concat();
+        let mut buffers: Vec<Vec<u8>> = sent.iter().map(|(_, bytes)| room(bytes)).collect();
+        let frames = buffers.iter_mut().zip(sent).map(|(buffer, (link, _))| {
+            let (end, ingress) = (buffer.len(), LinkId::new(*link).expect("A link id"));
+            let frame = Frame::new(buffer, HEADROOM, end, 0, ingress, Offload::default());
+            frame.expect("The frame lies in its buffer")
+        });
+        let mut frames: Vec<Frame<'_>> = frames.collect();
+        let mut verdicts = std::vec![Verdict::Held; frames.len()];
+        self.pipeline
+            .process_batch(&mut frames, &mut verdicts, self.now, &mut self.originated);
+        assert!(self.pipeline.stats().is_balanced());
+        let ends = frames.iter().zip(verdicts).map(|(frame, verdict)| End {
+            verdict,
+            bytes: frame.bytes().to_vec(),
+            offload: frame.offload,
+        });
+        ends.collect()
+    }
+
     /// Lets time pass.
     pub fn wait(&mut self, span: Duration) {
         self.now = self.now + span;

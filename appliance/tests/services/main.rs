@@ -7,5 +7,6 @@
 )]
 
 mod choice;
+mod dns;
 mod live;
 mod reach;

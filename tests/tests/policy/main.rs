@@ -1,5 +1,6 @@
 //! Policy and Services in a running node on KVM: files come and go, and pods feel it.
 
+mod dns;
 mod flows;
 mod kubernetes;
 mod modes;
