@@ -39,6 +39,7 @@ pub mod hash;
 pub mod limiter;
 pub mod lpm;
 pub mod mtu;
+pub mod names;
 pub mod nat;
 pub mod observe;
 pub mod overlay;

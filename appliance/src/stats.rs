@@ -45,13 +45,15 @@ pub struct Stats<'m> {
     gso_forwarded: u64,
     gso_forwarded_bytes: u64,
     pub(crate) would_deny: u64,
+    /// Addresses of names: learnt, and evicted.
+    pub(crate) names: (u64, u64),
     dropped: [u64; DropReason::COUNT],
     links: &'m mut [LinkCounters],
     pub machine: Machine,
 }
 
 /// Counters that are not of a reason or a link.
-const SCALARS: usize = 16;
+const SCALARS: usize = 18;
 const PER_LINK: usize = 4;
 
 impl<'m> Stats<'m> {
@@ -69,6 +71,7 @@ impl<'m> Stats<'m> {
             gso_forwarded: 0,
             gso_forwarded_bytes: 0,
             would_deny: 0,
+            names: (0, 0),
             dropped: [0; DropReason::COUNT],
             links: arena.slice(usize::from(LinkId::LAST) + 1)?,
             machine: Machine::default(),
@@ -256,6 +259,8 @@ impl<'m> Stats<'m> {
             (CounterId::Slices, slices),
             (CounterId::LongSlices, long_slices),
             (CounterId::WouldDeny, self.would_deny),
+            (CounterId::NamesLearnt, self.names.0),
+            (CounterId::NamesEvicted, self.names.1),
         ];
         all.get(index).map(|&(id, value)| Counter { id, value })
     }

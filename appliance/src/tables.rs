@@ -6,6 +6,7 @@ mod link;
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
 use crate::hash::Hasher;
+use crate::names;
 use crate::overlay::{self, Overlay};
 use crate::policy::{self, Policy};
 use crate::service::{self, Services};
@@ -32,6 +33,7 @@ pub struct Capacity {
     /// Fragments that wait for the first one of their datagram, each up to 2 KiB.
     pub fragments: u32,
     pub overlay: overlay::Limits,
+    pub learned: names::Limits,
 }
 
 impl Default for Capacity {
@@ -45,6 +47,7 @@ impl Default for Capacity {
             connections: 131_072,
             fragments: 1_024,
             overlay: overlay::Limits::SMALL,
+            learned: names::Limits::SMALL,
         }
     }
 }
@@ -69,6 +72,8 @@ impl Capacity {
             rulesets: 64,
             classes: 256,
             spans: 256,
+            names: 32,
+            named: 64,
         },
         connections: 4_096,
         fragments: 64,
@@ -76,6 +81,10 @@ impl Capacity {
             peers: 64,
             next_hops: 512,
             prefixes: 256,
+        },
+        learned: names::Limits {
+            pods: 8,
+            addresses: 128,
         },
     };
 
@@ -88,6 +97,7 @@ impl Capacity {
         connections: 1_048_576,
         fragments: 2_048,
         overlay: overlay::Limits::LARGE,
+        learned: names::Limits::LARGE,
     };
 }
 
@@ -108,18 +118,6 @@ impl Capacity {
         let twin = |rows: u32, size: usize| 2 * slots(rows) * size + slots(rows) / 64;
         let services = &self.services;
         let policy = &self.policy;
-        // Words of a slot, by kind of row.
-        let rows_of_policy = [
-            (policy.identities, 4),
-            (policy.bindings, 3),
-            (policy.rulesets, 20),
-            (policy.classes, 3),
-            (policy.spans, 32),
-        ];
-        let policy_bytes: usize = rows_of_policy
-            .iter()
-            .map(|(rows, words)| slots(u32::try_from(*rows).unwrap_or(u32::MAX)) * (words + 1) * 8)
-            .sum();
         FIXED
             + twin(
                 self.addresses + (self.pods + 2) * limits::LINK_ADDRESSES as u32,
@@ -133,7 +131,8 @@ impl Capacity {
             + twin(services.chunks, 488)
             + twin(services.sources, 24)
             + (services.affinities as usize).next_power_of_two() * 48
-            + policy_bytes
+            + policy.bytes()
+            + self.learned.bytes()
             + crate::Conntrack::region_bytes(self.connections).unwrap_or(usize::MAX / 2)
             + self.fragments as usize * 2112
             + self.overlay.bytes()

@@ -22,6 +22,7 @@ wanted=(
   /usr/lib/cni/bridge:containernetworking-plugins
   ovs-vswitchd:openvswitch-switch
   bird:bird2
+  dnsmasq:dnsmasq-base
 )
 
 missing=()

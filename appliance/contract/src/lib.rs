@@ -12,6 +12,7 @@
 pub mod frame;
 pub mod limits;
 pub mod message;
+pub mod name;
 pub mod overlay;
 pub mod policy;
 pub mod report;

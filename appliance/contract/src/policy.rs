@@ -3,10 +3,11 @@
 //! ```text
 //! link → Binding → Ruleset (one per direction) → up to three layers, asked in order
 //! layer: peer's identity → Class ─┐
-//!        peer's address  → Span  ─┴→ Span over protocol and port → rule
+//!        peer's address  → Span  ─┼→ Span over protocol and port → rule
+//!        names learnt of it → Named ─┘
 //! ```
 //!
-//! Both sides of a layer are asked; of two rules found the one with the lower order wins. `Accept` and `Deny` end the search,
+//! All sides of a layer are asked; of the rules found the one with the lowest order wins. `Accept` and `Deny` end the search,
 //! `Pass` asks the next layer, and what no layer decides is accepted, as Kubernetes has it. Names of policies stay on
 //! the host: the guest carries [`RuleId`]s.
 //!
@@ -14,6 +15,7 @@
 //! entry's. Larger maps are trees of spans, IPv6 addresses are four words one after the other. An id of a span names its
 //! contents, so equal parts of different rulesets are sent and kept once.
 
+use crate::name::{NameId, NameRow};
 use crate::types::{Identity, LinkId, Protocol};
 use core::net::IpAddr;
 use heapless::Vec;
@@ -90,10 +92,6 @@ impl SpanId {
 }
 
 /// One row of policy.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "no_std without allocation; one row exists at a time, on the stack"
-)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PolicyRow {
     Settings(SettingsRow),
@@ -102,6 +100,10 @@ pub enum PolicyRow {
     Ruleset(RulesetRow),
     Class(ClassRow),
     Span(SpanRow),
+    Name(NameRow),
+    Named(NamedRow),
+    /// Whoever has this address may say which addresses names have.
+    Resolver(IpAddr),
 }
 
 /// What names a row of policy.
@@ -113,6 +115,9 @@ pub enum PolicyKey {
     Ruleset(RulesetId),
     Class(LayerId, Identity),
     Span(SpanId),
+    Name(NameId),
+    Named(LayerId, NameId),
+    Resolver(IpAddr),
 }
 
 impl PolicyRow {
@@ -125,6 +130,9 @@ impl PolicyRow {
             Self::Ruleset(row) => PolicyKey::Ruleset(row.id),
             Self::Class(row) => PolicyKey::Class(row.layer, row.identity),
             Self::Span(row) => PolicyKey::Span(row.id),
+            Self::Name(row) => PolicyKey::Name(row.id),
+            Self::Named(row) => PolicyKey::Named(row.layer, row.name),
+            Self::Resolver(address) => PolicyKey::Resolver(*address),
         }
     }
 }
@@ -210,6 +218,15 @@ pub struct Layer {
 pub struct ClassRow {
     pub layer: LayerId,
     pub identity: Identity,
+    /// A map of protocol and port.
+    pub ports: SpanId,
+}
+
+/// What one layer holds for addresses that a name has. Only for outgoing traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedRow {
+    pub layer: LayerId,
+    pub name: NameId,
     /// A map of protocol and port.
     pub ports: SpanId,
 }

@@ -186,6 +186,9 @@ pub enum CounterId {
     LongSlices,
     /// Times that a rule denied what passed nevertheless, because policy is only audited.
     WouldDeny,
+    /// Addresses that pods were told of names in their rules, and those that had to make room for others before their time.
+    NamesLearnt,
+    NamesEvicted,
 }
 
 /// Why a change was refused: which object, which of its fields, what is wrong with it.

@@ -17,6 +17,7 @@ use crate::service::{self, Choice, NoChoice, Origin, Question};
 use crate::tables::Place;
 use crate::verdict::Verdict;
 use crate::wire::protocol;
+use sluice_contract::name::NameId;
 use sluice_contract::policy::{Direction as PolicyDirection, RuleId, WouldDeny};
 use sluice_contract::{DropReason, Identity, LinkId, Protocol};
 
@@ -215,7 +216,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         } else {
             self.path_back(ingress, flow.source(), tunnelled)?
         };
-        let rule = self.policy(ingress, &to_backend, place)?;
+        let rule = self.policy(ingress, &to_backend, place, false)?;
         let mut hop = self.hop(path)?;
         if names {
             self.name_target(&to_backend, &mut hop);
@@ -277,12 +278,13 @@ impl<O: Observer> Stages<'_, '_, O> {
     }
 
     /// Whether the pods at both ends agree, each for itself. `begun` is what the backend will see, but for its source, which is the
-    /// true one.
+    /// true one. `is_old`: it has begun before.
     pub(super) fn policy(
         &mut self,
         ingress: LinkId,
         begun: &Flow,
         place: Place,
+        is_old: bool,
     ) -> Result<RuleId, Refusal> {
         let policy = self.tables.policy();
         let identity = |place: Place, address| match place {
@@ -315,12 +317,13 @@ impl<O: Observer> Stages<'_, '_, O> {
         }
         if ingress.is_pod() {
             let peer = (destination, begun.destination());
-            rule = self.ask(ingress, PolicyDirection::Egress, peer, begun)?;
+            let names = self.names_at(ingress, begun.destination(), is_old);
+            rule = self.ask(ingress, PolicyDirection::Egress, peer, begun, &names)?;
         }
         if let Some(link) = target.filter(|link| link.is_pod()) {
             for source in sources.into_iter().flatten() {
                 let peer = (source, begun.source());
-                rule = self.ask(link, PolicyDirection::Ingress, peer, begun)?;
+                rule = self.ask(link, PolicyDirection::Ingress, peer, begun, &[])?;
             }
         }
         Ok(rule)
@@ -332,15 +335,17 @@ impl<O: Observer> Stages<'_, '_, O> {
         direction: PolicyDirection,
         (peer, address): (Identity, Address),
         begun: &Flow,
+        names: &[NameId],
     ) -> Result<RuleId, Refusal> {
-        let decision = self.tables.policy().judge(&Query {
+        let query = Query {
             link,
             direction,
             peer,
             peer_address: address.into(),
             protocol: Protocol::from_number(begun.protocol()),
             port: begun.destination_port(),
-        });
+        };
+        let decision = self.tables.policy().judge_named(&query, names);
         self.observer.note(Step::Policy {
             direction,
             link,

@@ -7,6 +7,7 @@
 //!                                           └ transit ─┬ belonging: the connection knows
 //!                                                      └ beginning: service → policy → nat → commit
 //!                              to a backend elsewhere, answered from there → direct
+//!                              what pods ask of names and are told is noted on the way
 //!                              too large and may be cut → each piece as a fragment
 //! ```
 //!
@@ -18,6 +19,7 @@ mod batch;
 mod begin;
 mod cut;
 mod direct;
+mod names;
 mod refusal;
 mod related;
 mod state;
@@ -30,6 +32,7 @@ use crate::arena::{Arena, OutOfMemory};
 use crate::conntrack::Conntrack;
 use crate::frame::Frame;
 use crate::hash::Hasher;
+use crate::names::Who;
 use crate::observe::{Record, Silent};
 use crate::recent::Recent;
 use crate::stats::Stats;
@@ -38,6 +41,7 @@ use crate::time::{Duration, Instant};
 use crate::verdict::{Originate, Verdict};
 use batch::{BATCH, Core, Ready};
 use sluice_contract::ToGuest;
+use sluice_contract::name::NameId;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::service::ConnectionsRow;
 use state::State;
@@ -95,6 +99,7 @@ impl<'m> Pipeline<'m> {
                 *verdict = core.process(frame, ready, out, &mut Silent);
             }
         }
+        core.stats.names = core.state.names.counts();
     }
 
     /// One frame, with somebody who listens. Everything else is as in [`Self::process_batch`].
@@ -228,6 +233,11 @@ impl<'m> Pipeline<'m> {
     /// Connections that began although a rule denies them, because policy is only audited.
     pub const fn audited(&self) -> &Recent<WouldDeny> {
         &self.state.audited
+    }
+
+    /// What a pod was told about names that its rules name, and how many seconds that holds.
+    pub fn names_learnt(&self, who: Who) -> impl Iterator<Item = (NameId, Address, u64)> + '_ {
+        self.state.names.of(who, self.now)
     }
 
     pub const fn stats(&self) -> &Stats<'m> {

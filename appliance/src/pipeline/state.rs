@@ -9,6 +9,7 @@ use crate::fragments::Fragments;
 use crate::hash::Hasher;
 use crate::limiter::Limiter;
 use crate::mtu::Learned;
+use crate::names;
 use crate::recent::Recent;
 use crate::service::Affinities;
 use crate::tables::Capacity;
@@ -26,6 +27,8 @@ pub(super) struct State<'m> {
     pub(super) meters: Meters<'m>,
     /// What routers said about the paths to other nodes.
     pub(super) learned: Learned<'m>,
+    /// What pods were told about names.
+    pub(super) names: names::Learned<'m>,
     /// Neighbors of whom nothing is known.
     pub(super) wanted: Recent<Address>,
     /// What passed although a rule denies it, and how often that was.
@@ -63,6 +66,7 @@ impl<'m> State<'m> {
             limiter: Limiter::new(arena, hasher)?,
             meters: Meters::new(arena)?,
             learned: Learned::new(arena, usize::from(capacity.overlay.peers))?,
+            names: names::Learned::new(arena, &capacity.learned)?,
             wanted: Recent::default(),
             audited: Recent::default(),
             would_deny: 0,

@@ -61,6 +61,9 @@ impl<O: Observer> Stages<'_, '_, O> {
             return self.related(frame, packet);
         }
         self.observer.note(Step::Flow(*flow));
+        if self.is_about_names(packet, flow.destination_port()) {
+            self.note_question(frame, packet, flow);
+        }
         match self.state.conntrack.lookup(flow, hash, self.now) {
             Some(hit) => self.belonging(frame, packet, flow, hash, hit),
             None => self.beginning(frame, packet, flow, hash),
@@ -109,10 +112,16 @@ impl<O: Observer> Stages<'_, '_, O> {
             }
         }
         if self.target.is_some() || !self.state.conntrack.is_translated(hit.id) {
+            if self.is_about_names(packet, flow.source_port()) {
+                self.note_answer(frame, packet, hit, hop.link);
+            }
             return self.send_on(frame, packet, &hop);
         }
         let outgoing = self.state.conntrack.outgoing(hit);
         let outgoing = outgoing.ok_or(DropReason::CtInvalid)?;
+        if self.is_about_names(packet, outgoing.source_port()) {
+            self.note_answer(frame, packet, hit, hop.link);
+        }
         self.send(frame, packet, flow, &outgoing, &hop)
     }
 
@@ -281,7 +290,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         let ingress = memo.path(Direction::Reply).link;
         if self.tables.policy().established() == Established::Judged {
             let begun = original.with_destination(backend, reply.source_port());
-            match self.policy(ingress, &begun, self.tables.place(backend)) {
+            match self.policy(ingress, &begun, self.tables.place(backend), true) {
                 Ok(rule) => memo.rule = rule,
                 Err(refusal) => {
                     self.over(hit);

@@ -26,6 +26,19 @@ pub(super) enum Found {
     Broken,
 }
 
+impl Found {
+    /// What two sides of a layer say together: of two rules the one with the lower order.
+    #[inline]
+    pub(super) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Broken, _) | (_, Self::Broken) => Self::Broken,
+            (Self::Nothing, it) | (it, Self::Nothing) => it,
+            (Self::Rule { order: i, .. }, Self::Rule { order: j, .. }) if j < i => other,
+            _ => self,
+        }
+    }
+}
+
 /// All spans.
 #[derive(Debug)]
 pub(super) struct Spans<'m> {

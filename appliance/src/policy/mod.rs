@@ -11,13 +11,17 @@
 //! of at most sixteen comparisons each; for a pod whose policies name pods and ports: five.
 
 mod lookup;
+mod names;
 mod rows;
 mod table;
 
 use crate::arena::{Arena, OutOfMemory};
 use core::net::IpAddr;
+use heapless::Vec;
 use lookup::{Found, SPAN_SLOT, Spans};
+use names::{NAME_SLOT, Names};
 use rows::{LAYER_WORDS, RULESET_SLOT, address_words, pack_ruleset, unpack_layer};
+use sluice_contract::name::NameId;
 use sluice_contract::policy::{
     Action, BindingRow, Direction, Established, Layer, PolicyKey, PolicyRow, RuleId, RulesetId,
     SettingsRow, SpanId, port_key,
@@ -38,6 +42,10 @@ pub struct Limits {
     pub classes: usize,
     /// Pieces of port and address maps.
     pub spans: usize,
+    /// Domain names in rules.
+    pub names: usize,
+    /// Those, by ruleset and tier.
+    pub named: usize,
 }
 
 impl Limits {
@@ -48,6 +56,8 @@ impl Limits {
         rulesets: 4_000,
         classes: 500_000,
         spans: 16_000,
+        names: 2_000,
+        named: 16_000,
     };
     /// For a node of a cluster with some thousand pods, in about 4 MiB.
     pub const SMALL: Self = Self {
@@ -56,6 +66,8 @@ impl Limits {
         rulesets: 512,
         classes: 32_000,
         spans: 4_000,
+        names: 500,
+        named: 2_000,
     };
 }
 
@@ -67,8 +79,16 @@ impl Limits {
             + table::bytes(self.rulesets, RULESET_SLOT)
             + table::bytes(self.classes, 3)
             + table::bytes(self.spans, SPAN_SLOT)
+            + table::bytes(self.names, NAME_SLOT)
+            + table::bytes(self.named, 4)
+            + table::bytes(RESOLVERS, 3)
     }
 }
+
+/// Addresses that are asked for the addresses of names, at most.
+const RESOLVERS: usize = 256;
+/// Names of rules that one name of a question is, at most: itself, and what lies above it.
+pub const SAME: usize = 8;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +146,9 @@ pub struct Policy<'m> {
     rulesets: Table<'m, RULESET_SLOT, 1>,
     classes: Table<'m, 3, 1>,
     spans: Spans<'m>,
+    names: Names<'m>,
+    named: Table<'m, 4, 2>,
+    resolvers: Table<'m, 3, 2>,
 }
 
 impl<'m> Policy<'m> {
@@ -144,6 +167,11 @@ impl<'m> Policy<'m> {
             spans: Spans {
                 table: Table::new(arena, limits.spans)?,
             },
+            names: Names {
+                table: Table::new(arena, limits.names)?,
+            },
+            named: Table::new(arena, limits.named)?,
+            resolvers: Table::new(arena, RESOLVERS)?,
         })
     }
 
@@ -169,6 +197,11 @@ impl<'m> Policy<'m> {
 
     /// May this connection begin, as far as the pod at `query.link` is concerned?
     pub fn judge(&self, query: &Query) -> Decision {
+        self.judge_named(query, &[])
+    }
+
+    /// The same of a peer whose address the pod learnt under these names.
+    pub fn judge_named(&self, query: &Query, names: &[NameId]) -> Decision {
         let Some(settings) = self.settings else {
             return accept(RuleId::NONE);
         };
@@ -191,10 +224,10 @@ impl<'m> Policy<'m> {
         if ruleset == RulesetId::NONE.0 {
             return accept(RuleId::NONE);
         }
-        self.ask(RulesetId(ruleset), query)
+        self.ask(RulesetId(ruleset), query, names)
     }
 
-    fn ask(&self, ruleset: RulesetId, query: &Query) -> Decision {
+    fn ask(&self, ruleset: RulesetId, query: &Query, names: &[NameId]) -> Decision {
         let Some(layers) = self.rulesets.find(0, &[ruleset.0]) else {
             return BROKEN;
         };
@@ -203,7 +236,7 @@ impl<'m> Policy<'m> {
             let Some(layer) = unpack_layer(words) else {
                 break;
             };
-            match self.ask_layer(&layer, query, port) {
+            match self.ask_layer(&layer, query, names, port) {
                 (Action::Accept, rule) => return accept(rule),
                 (Action::Deny, rule) => {
                     return Decision {
@@ -217,7 +250,13 @@ impl<'m> Policy<'m> {
         accept(RuleId::NONE)
     }
 
-    fn ask_layer(&self, layer: &Layer, query: &Query, port: u32) -> (Action, RuleId) {
+    fn ask_layer(
+        &self,
+        layer: &Layer,
+        query: &Query,
+        names: &[NameId],
+        port: u32,
+    ) -> (Action, RuleId) {
         let ports = if !query.peer.is_pod() {
             layer.others
         } else if layer.classes {
@@ -237,30 +276,49 @@ impl<'m> Policy<'m> {
                 self.spans.walk(layer.v6, &words, port)
             }
         };
-        match (by_identity, by_address) {
-            (Found::Broken, _) | (_, Found::Broken) => (Action::Deny, RuleId::BROKEN),
-            (Found::Nothing, Found::Nothing) => (layer.miss, layer.miss_rule),
-            (Found::Rule { action, rule, .. }, Found::Nothing)
-            | (Found::Nothing, Found::Rule { action, rule, .. }) => (action, rule),
-            (
-                Found::Rule {
-                    action: a,
-                    order: i,
-                    rule: r,
-                },
-                Found::Rule {
-                    action: b,
-                    order: j,
-                    rule: s,
-                },
-            ) => {
-                if j < i {
-                    (b, s)
-                } else {
-                    (a, r)
-                }
+        let mut found = by_identity.or(by_address);
+        for name in names {
+            let span = self.named.find(0, &[layer.id.0, name.0]);
+            let span = span.and_then(|value| value.first());
+            let span = span.map_or(SpanId::NOTHING, |span| SpanId(*span));
+            found = found.or(self.spans.walk(span, &[], port));
+        }
+        match found {
+            Found::Broken => (Action::Deny, RuleId::BROKEN),
+            Found::Nothing => (layer.miss, layer.miss_rule),
+            Found::Rule { action, rule, .. } => (action, rule),
+        }
+    }
+
+    /// Whether any rule names a domain.
+    #[inline]
+    pub fn knows_names(&self) -> bool {
+        self.named.rows() > 0
+    }
+
+    /// Whether what this address says of names is believed.
+    pub fn is_resolver(&self, address: IpAddr) -> bool {
+        self.resolvers.find(0, &address_words(address)).is_some()
+    }
+
+    /// Which names in the rules for what the pod sends are `name`, which is in lower case, or lie above it.
+    pub fn names_of(&self, link: LinkId, name: &[u8]) -> Vec<NameId, SAME> {
+        let mut all = Vec::new();
+        let binding = self.bindings.find(u32::from(link.raw()), &[]);
+        let Some(&[_, egress]) = binding else {
+            return all;
+        };
+        let Some(layers) = self.rulesets.find(0, &[egress]) else {
+            return all;
+        };
+        for id in self.names.ends_of(name) {
+            let mut layers = layers.chunks_exact(LAYER_WORDS).map_while(unpack_layer);
+            let is_named = |layer: Layer| self.named.find(0, &[layer.id.0, id.0]).is_some();
+            if layers.any(is_named) && all.push(id).is_err() {
+                break;
             }
         }
+        all
     }
 
     /// Rows in force, for the status.
@@ -289,6 +347,9 @@ impl Policy<'_> {
         self.rulesets.begin(fresh);
         self.classes.begin(fresh);
         self.spans.table.begin(fresh);
+        self.names.table.begin(fresh);
+        self.named.begin(fresh);
+        self.resolvers.begin(fresh);
         Ok(())
     }
 
@@ -296,6 +357,9 @@ impl Policy<'_> {
         let settled = self.identities.is_settled()
             && self.classes.is_settled()
             && self.spans.table.is_settled()
+            && self.names.table.is_settled()
+            && self.named.is_settled()
+            && self.resolvers.is_settled()
             && self.rulesets.is_settled()
             && self.bindings.is_settled();
         if settled { Ok(()) } else { Err(Refusal::Busy) }
@@ -306,6 +370,9 @@ impl Policy<'_> {
         self.identities.settle(&mut budget)
             && self.classes.settle(&mut budget)
             && self.spans.table.settle(&mut budget)
+            && self.names.table.settle(&mut budget)
+            && self.named.settle(&mut budget)
+            && self.resolvers.settle(&mut budget)
             && self.rulesets.settle(&mut budget)
             && self.bindings.settle(&mut budget)
     }
@@ -356,6 +423,24 @@ impl Policy<'_> {
                 let done = self.spans.put(row);
                 done.map_err(|Full| full(self.spans.table.capacity()))
             }
+            PolicyRow::Name(row) if !row.is_valid() => Err(Refusal::Invalid),
+            PolicyRow::Name(row) => {
+                let done = self.names.put(row);
+                done.map_err(|Full| full(self.names.table.capacity()))
+            }
+            PolicyRow::Named(row) => {
+                let done = self
+                    .named
+                    .put(0, &[row.layer.0, row.name.0], &[row.ports.0]);
+                done.map_err(|Full| full(self.named.capacity()))
+            }
+            PolicyRow::Resolver(address) if *address != address.to_canonical() => {
+                Err(Refusal::Invalid)
+            }
+            PolicyRow::Resolver(address) => {
+                let done = self.resolvers.put(0, &address_words(*address), &[]);
+                done.map_err(|Full| full(self.resolvers.capacity()))
+            }
         }
     }
 
@@ -372,6 +457,9 @@ impl Policy<'_> {
             PolicyKey::Ruleset(id) => self.rulesets.remove(0, &[id.0]),
             PolicyKey::Class(layer, identity) => self.classes.remove(identity.0, &[layer.0]),
             PolicyKey::Span(id) => self.spans.table.remove(0, &[id.0]),
+            PolicyKey::Name(id) => self.names.table.remove(0, &[id.0]),
+            PolicyKey::Named(layer, name) => self.named.remove(0, &[layer.0, name.0]),
+            PolicyKey::Resolver(address) => self.resolvers.remove(0, &address_words(*address)),
         };
         if there { Ok(()) } else { Err(Refusal::Missing) }
     }
@@ -384,6 +472,9 @@ impl Policy<'_> {
         self.rulesets.commit();
         self.classes.commit();
         self.spans.table.commit();
+        self.names.table.commit();
+        self.named.commit();
+        self.resolvers.commit();
     }
 
     /// The change never was.
@@ -394,6 +485,9 @@ impl Policy<'_> {
         self.rulesets.abort();
         self.classes.abort();
         self.spans.table.abort();
+        self.names.table.abort();
+        self.named.abort();
+        self.resolvers.abort();
     }
 }
 

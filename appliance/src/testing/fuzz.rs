@@ -5,6 +5,12 @@ extern crate std;
 use super::{Bench, Builder, node};
 use crate::frame::Offload;
 use crate::time::Duration;
+use sluice_contract::name::NameRow;
+use sluice_contract::policy::{
+    Action, BindingRow, Layer, LayerId, NamedRow, PolicyRow, RuleId, RulesetId, RulesetRow,
+    SpanEntry, SpanId, SpanRow, Target,
+};
+use sluice_contract::{LinkId, Row};
 
 /// Fuzz entry: the bytes are frames, each with a leading length and link, through a pipeline with a few pods.
 /// Holds: no panic, and the counters sum up.
@@ -20,6 +26,92 @@ std::thread_local! {
     static KEPT: core::cell::RefCell<Option<Bench>> = const { core::cell::RefCell::new(None) };
 }
 
+/// Fuzz entry: the bytes are a DNS message, read by itself, and sent as the answer to a question that a pod has asked.
+/// Holds: no panic, no more than the budget of addresses, and only names that rules can name.
+///
+/// # Panics
+/// If what has to hold does not.
+pub fn fuzz_names(bytes: &[u8]) {
+    use crate::names::message::{self, RECORDS};
+    let Some(question) = message::question(bytes) else {
+        return;
+    };
+    let text = question.name.text();
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    assert!(!text.is_empty() && text.iter().all(is_plain));
+    assert!(!text.iter().any(u8::is_ascii_uppercase));
+    let mut count = 0;
+    message::addresses(bytes, &question, |_, _| count += 1);
+    assert!(count <= RECORDS);
+    KEPT.with_borrow_mut(|bench| answer_through(bench.get_or_insert_with(fuzz_bench), bytes));
+}
+
+/// A pod asks what the message answers, and gets it.
+fn answer_through(bench: &mut Bench, bytes: &[u8]) {
+    let mut asked = bytes.to_vec();
+    if let Some(flags) = asked.get_mut(2) {
+        *flags &= 0x7f;
+    }
+    let room = bytes.len().min(1400);
+    let (pod, resolver) = (node::V4.pods[0], node::V4.pods[1]);
+    let ask = Builder::from(16, pod, resolver).udp(5000, 53);
+    bench.send(16, &ask.payload(&asked[..room]).build());
+    let answer = Builder::from(17, resolver, pod).udp(53, 5000);
+    bench.send(17, &answer.payload(&bytes[..room]).build());
+    bench.now = bench.now + Duration::from_millis(10);
+}
+
+/// Rules of the first pod that name domains, and whom it may believe.
+fn name_rows() -> std::vec::Vec<Row> {
+    let layer = LayerId(4);
+    let everything = SpanEntry {
+        start: 0,
+        target: Target::Rule {
+            action: Action::Accept,
+            order: 0,
+            rule: RuleId(16),
+        },
+    };
+    let span = SpanRow {
+        id: SpanId(1),
+        entries: [everything].into_iter().collect(),
+    };
+    let tier = Layer {
+        id: layer,
+        classes: false,
+        pods: SpanId(1),
+        others: SpanId(1),
+        v4: SpanId::NOTHING,
+        v6: SpanId::NOTHING,
+        miss: Action::Pass,
+        miss_rule: RuleId::NONE,
+    };
+    let ruleset = RulesetRow {
+        id: RulesetId(4),
+        layers: [tier].into_iter().collect(),
+    };
+    let binding = BindingRow {
+        link: LinkId::new(16).expect("a link"),
+        ingress: RulesetId::NONE,
+        egress: RulesetId(4),
+    };
+    let names = ["example.com", "*.example.com", "*.cdn.test"];
+    let names = names.map(|it| NameRow::parse(it).expect("a name"));
+    let mut rows = std::vec![PolicyRow::Span(span)];
+    for name in names {
+        let named = NamedRow {
+            layer,
+            name: name.id,
+            ports: SpanId(1),
+        };
+        rows.extend([PolicyRow::Name(name), PolicyRow::Named(named)]);
+    }
+    rows.push(PolicyRow::Resolver(node::ip(node::V4.pods[1])));
+    rows.push(PolicyRow::Ruleset(ruleset));
+    rows.push(PolicyRow::Binding(binding));
+    rows.into_iter().map(Row::Policy).collect()
+}
+
 /// Pods, the host, an uplink and a Service in each family.
 fn fuzz_bench() -> Bench {
     let mut bench = node::node();
@@ -28,6 +120,7 @@ fn fuzz_bench() -> Bench {
         svc.id = id;
         bench.commit(&svc.rows(&addresses));
     }
+    bench.commit(&name_rows());
     bench
 }
 

@@ -5,7 +5,7 @@ extern crate std;
 mod fuzz;
 pub mod node;
 
-pub use fuzz::{fuzz_control, fuzz_frames, fuzz_frames_through};
+pub use fuzz::{fuzz_control, fuzz_frames, fuzz_frames_through, fuzz_names};
 
 use crate::address::Address;
 use crate::arena::Arena;

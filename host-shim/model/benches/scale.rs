@@ -334,6 +334,8 @@ fn guest(model: &mut Model, pods: usize, local: usize) {
         rulesets: counts.rulesets,
         classes: counts.classes,
         spans: counts.spans,
+        names: counts.names,
+        named: counts.named,
     };
     let mut region = vec![0u8; limits.bytes()];
     let mut policy = Policy::new(&mut Arena::new(&mut region), &limits).unwrap();

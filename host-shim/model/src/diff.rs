@@ -3,12 +3,14 @@
 //! Rows are kept by kind, small. For every row that has changed since the last [`Tables::take_delta`] it is remembered whether the
 //! other side has one of that key, so a delta costs what has changed and never removes what is not there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use sluice_contract::name::{NameId, NameRow};
 use sluice_contract::policy::{
-    BindingRow, ClassRow, IdentityRow, LayerId, PolicyKey, PolicyRow, RulesetId, RulesetRow,
-    SettingsRow, SpanId, SpanRow,
+    BindingRow, ClassRow, IdentityRow, LayerId, NamedRow, PolicyKey, PolicyRow, RulesetId,
+    RulesetRow, SettingsRow, SpanId, SpanRow,
 };
 use sluice_contract::service::{ServiceKey, ServiceRow};
 use sluice_contract::{Identity, Key, LinkId, Row};
@@ -43,6 +45,8 @@ pub struct Counts {
     pub rulesets: usize,
     pub classes: usize,
     pub spans: usize,
+    pub names: usize,
+    pub named: usize,
 }
 
 /// All rows of policy and Services.
@@ -54,6 +58,10 @@ pub struct Tables {
     rulesets: BTreeMap<RulesetId, RulesetRow>,
     classes: BTreeMap<(LayerId, Identity), SpanId>,
     spans: Spans,
+    /// Names, and in how many rows they are used.
+    names: BTreeMap<NameId, (Arc<NameRow>, usize)>,
+    named: BTreeMap<(LayerId, NameId), SpanId>,
+    resolvers: BTreeSet<IpAddr>,
     services: BTreeMap<ServiceKey, Box<ServiceRow>>,
     /// Keys that have changed, and whether the other side has a row there.
     dirty: BTreeMap<Place, bool>,
@@ -76,8 +84,8 @@ fn place(key: Key) -> Place {
             ServiceKey::Frontend { .. } => 8,
         },
         Key::Policy(key) => match key {
-            PolicyKey::Span(_) => 10,
-            PolicyKey::Class(..) => 11,
+            PolicyKey::Span(_) | PolicyKey::Name(_) => 10,
+            PolicyKey::Class(..) | PolicyKey::Named(..) | PolicyKey::Resolver(_) => 11,
             PolicyKey::Ruleset(_) => 12,
             PolicyKey::Identity(_) => 13,
             PolicyKey::Binding(_) => 14,
@@ -138,6 +146,55 @@ impl Tables {
             .collect()
     }
 
+    /// What a layer says to addresses that a name has. A name is there as long as a layer names it.
+    pub(crate) fn set_named(&mut self, layer: LayerId, name: &Arc<NameRow>, span: Option<SpanId>) {
+        let (id, is_there) = (name.id, span.is_some());
+        let Some(was) = change(&mut self.named, (layer, id), span) else {
+            return;
+        };
+        self.note(Key::Policy(PolicyKey::Named(layer, id)), Some(was));
+        if was == is_there {
+            return;
+        }
+        let (_, users) = self.names.entry(id).or_insert_with(|| (name.clone(), 0));
+        let used = *users > 0;
+        *users = if is_there { *users + 1 } else { *users - 1 };
+        if *users == 0 {
+            self.names.remove(&id);
+        }
+        if used != self.names.contains_key(&id) {
+            self.note(Key::Policy(PolicyKey::Name(id)), Some(used));
+        }
+    }
+
+    /// The names that a layer names.
+    pub(crate) fn names_of(&self, layer: LayerId) -> Vec<Arc<NameRow>> {
+        let all = (layer, NameId(0))..=(layer, NameId(u64::MAX));
+        let named = self.named.range(all).map(|((_, id), _)| id);
+        named
+            .filter_map(|id| self.names.get(id).map(|(name, _)| name.clone()))
+            .collect()
+    }
+
+    /// A name by its number.
+    pub fn name(&self, id: NameId) -> Option<&NameRow> {
+        self.names.get(&id).map(|(name, _)| &**name)
+    }
+
+    /// Whether any rule names a domain.
+    pub(crate) fn has_names(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    /// Who is believed about names.
+    pub(crate) fn set_resolvers(&mut self, addresses: BTreeSet<IpAddr>) {
+        let former = std::mem::replace(&mut self.resolvers, addresses);
+        for address in former.symmetric_difference(&self.resolvers.clone()) {
+            let key = Key::Policy(PolicyKey::Resolver(*address));
+            self.note(key, Some(former.contains(address)));
+        }
+    }
+
     pub(crate) fn set_service(&mut self, key: ServiceKey, row: Option<ServiceRow>) {
         let was = change(&mut self.services, key, row.map(Box::new));
         self.note(Key::Service(key), was);
@@ -192,6 +249,13 @@ impl Tables {
                 id: *id,
                 entries: self.spans.get(*id)?.clone(),
             }),
+            PolicyKey::Name(id) => PolicyRow::Name((*self.names.get(id)?.0).clone()),
+            PolicyKey::Named(layer, name) => PolicyRow::Named(NamedRow {
+                layer: *layer,
+                name: *name,
+                ports: *self.named.get(&(*layer, *name))?,
+            }),
+            PolicyKey::Resolver(address) => PolicyRow::Resolver(*self.resolvers.get(address)?),
         })
     }
 
@@ -206,6 +270,21 @@ impl Tables {
             .into_iter()
             .map(|(_, key)| key)
             .chain(spans.into_iter().map(PolicyKey::Span).map(Key::Policy))
+            .chain(
+                self.names
+                    .keys()
+                    .map(|id| Key::Policy(PolicyKey::Name(*id))),
+            )
+            .chain(
+                self.named
+                    .keys()
+                    .map(|(layer, name)| Key::Policy(PolicyKey::Named(*layer, *name))),
+            )
+            .chain(
+                self.resolvers
+                    .iter()
+                    .map(|it| Key::Policy(PolicyKey::Resolver(*it))),
+            )
             .chain(
                 self.classes
                     .keys()
@@ -242,6 +321,8 @@ impl Tables {
             rulesets: self.rulesets.len(),
             classes: self.classes.len(),
             spans: self.spans.iter().count(),
+            names: self.names.len(),
+            named: self.named.len(),
         }
     }
 
@@ -253,6 +334,9 @@ impl Tables {
             + self.rulesets.len()
             + self.classes.len()
             + self.spans.iter().count()
+            + self.names.len()
+            + self.named.len()
+            + self.resolvers.len()
             + self.services.len()
     }
 

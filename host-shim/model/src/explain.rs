@@ -97,6 +97,10 @@ fn mismatch(rule: &Rule, far: Far<'_>, store: &Store) -> Option<String> {
     if !rule.peers.iter().any(|peer| is_peer(peer, far, store)) {
         return Some(match (far.group, rule.peers.is_empty()) {
             (_, true) => "the rule has no peer that is understood".into(),
+            _ if rule.peers.iter().any(|it| matches!(it, PeerMatch::Name(_))) => {
+                "it names domains: the pod's node knows which addresses it was told they have"
+                    .into()
+            }
             (Some(_), _) => {
                 "the peer's labels, namespace and address match none of its peers".into()
             }
@@ -122,6 +126,7 @@ fn is_peer(peer: &PeerMatch, far: Far<'_>, store: &Store) -> bool {
         PeerMatch::Block(block) => far.address.is_some_and(|address| {
             block.cidr.contains(address) && !block.except.iter().any(|it| it.contains(address))
         }),
+        PeerMatch::Name(_) => false,
     }
 }
 
@@ -137,6 +142,8 @@ fn describe_peer(peer: &PeerMatch) -> String {
             }
             text
         }
+        PeerMatch::Name(name) if name.wildcard => format!("*.{}", name.text),
+        PeerMatch::Name(name) => name.text.to_string(),
     }
 }
 

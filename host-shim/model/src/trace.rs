@@ -319,6 +319,8 @@ pub fn rehearse<T>(tables: &Tables, work: impl FnOnce(&Policy<'_>) -> T) -> Resu
         rulesets: count.rulesets,
         classes: count.classes,
         spans: count.spans,
+        names: count.names,
+        named: count.named,
     };
     let mut region = vec![0u8; limits.bytes()];
     let mut policy = Policy::new(&mut Arena::new(&mut region), &limits)?;

@@ -164,6 +164,10 @@ fn p14_a_bad_cluster_policy_is_refused() {
             "spec.ingress[0].from", "at most 25"),
         ("egress:\n- {action: Deny, to: [{networks: [10.0.0.0/8]}], protocols: [{destinationNamedPort: web}]}".into(),
             "spec.egress[0].to[0]", "named ports"),
+        ("egress:\n- {action: Accept, to: [{domainNames: [example.com, '*..com']}]}".into(),
+            "spec.egress[0].to[0].domainNames[1]", "is no name"),
+        ("egress:\n- {action: Accept, to: [{domainNames: [a..b]}]}".into(),
+            "spec.egress[0].to[0].domainNames[0]", "is no name"),
     ];
     for (spec, field, words) in cases {
         let line = 9;
@@ -213,8 +217,11 @@ fn n12_a_peer_of_a_later_api_makes_its_rule_fail_closed() {
         assert_eq!(of("Deny", side, peer), (Deny, vec![ClusterPeer::Everybody]));
         assert_eq!(of("Pass", side, peer), (Deny, vec![ClusterPeer::Everybody]));
     }
-    let (action, peers) = of("Accept", "to", "{domainNames: ['*.example.com']}");
-    assert_eq!((action, peers.len()), (Accept, 1));
+    // Only what is accepted can be named.
+    for action in ["Deny", "Pass"] {
+        let named = of(action, "to", "{domainNames: ['*.example.com']}");
+        assert_eq!(named, (Deny, vec![ClusterPeer::Everybody]));
+    }
 }
 
 #[test]

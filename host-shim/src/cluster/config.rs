@@ -1,5 +1,6 @@
 //! Where the node learns of the cluster, as the operator says it.
 
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 
@@ -58,6 +59,9 @@ impl KubernetesConfig {
     }
 }
 
+/// Resolvers that an operator may name.
+const RESOLVERS: usize = 64;
+
 /// How policy is applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -69,6 +73,10 @@ pub struct PolicyConfig {
     /// Pods that no policy selects are denied everything but this; unless given, they may do everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_deny: Option<DefaultDenyConfig>,
+    /// Who is believed about the addresses of domain names, besides the cluster's DNS: addresses of resolvers, or of Services
+    /// in front of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resolvers: Vec<IpAddr>,
 }
 
 impl Default for PolicyConfig {
@@ -78,6 +86,7 @@ impl Default for PolicyConfig {
             host_reaches_pods: true,
             established: Established::default(),
             default_deny: None,
+            resolvers: Vec::new(),
         }
     }
 }
@@ -223,6 +232,10 @@ impl PolicyConfig {
     /// # Errors
     /// The field and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.resolvers.len() > RESOLVERS {
+            let reason = format!("names more than {RESOLVERS} resolvers");
+            return Err(("policy.resolvers", reason));
+        }
         let listed = self.default_deny.iter().flat_map(|it| &it.egress);
         match listed
             .map(|it| &it.cidr)

@@ -11,6 +11,7 @@ pub mod report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -293,6 +294,9 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
         established: config.policy.established.into(),
         audit: config.policy.mode == PolicyMode::Audit,
         default_deny: config.policy.default_deny.as_ref().map(DefaultDeny::from),
+        resolvers: (config.policy.resolvers.iter())
+            .map(IpAddr::to_canonical)
+            .collect(),
         endpoints_from_selectors: !is_listed,
         undescribed: if is_listed {
             Undescribed::AsBefore

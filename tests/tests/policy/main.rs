@@ -4,6 +4,7 @@ mod dns;
 mod flows;
 mod kubernetes;
 mod modes;
+mod names;
 mod restart;
 
 use sluice_tests::command;

@@ -23,18 +23,23 @@ const NAME: &str = "policy.default_deny";
 const PRIORITY: u16 = 1001;
 const DNS_PORT: u16 = 53;
 
+/// The pods that are the cluster's DNS.
+pub(super) fn cluster_dns() -> PodSelector {
+    PodSelector {
+        namespaces: Some(Selector::labelled(
+            "kubernetes.io/metadata.name",
+            "kube-system",
+        )),
+        pods: Selector::labelled("k8s-app", "kube-dns"),
+    }
+}
+
 /// The policy that says so.
 pub(super) fn policy(default: &DefaultDeny) -> ClusterPolicy {
     let dns = default.dns.then(|| ClusterRule {
         name: "DNS".into(),
         action: Action::Accept,
-        peers: vec![ClusterPeer::Pods(PodSelector {
-            namespaces: Some(Selector::labelled(
-                "kubernetes.io/metadata.name",
-                "kube-system",
-            )),
-            pods: Selector::labelled("k8s-app", "kube-dns"),
-        })],
+        peers: vec![ClusterPeer::Pods(cluster_dns())],
         ports: [Protocol::Udp, Protocol::Tcp]
             .map(|protocol| number(protocol, DNS_PORT))
             .into(),

@@ -1,8 +1,10 @@
 //! Which rules match whom: a rule of one set of policies, with its selectors and ports looked up.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sluice_contract::Identity;
+use sluice_contract::name::NameRow;
 use sluice_contract::policy::RuleId;
 
 use super::identity::Group;
@@ -36,11 +38,19 @@ impl CompiledRule {
         let everybody = self.rule.peers.iter().any(|it| match it {
             PeerMatch::Everybody => true,
             PeerMatch::Pods(wanted) => wanted.is_everything() && !matches!(side, Side::Other),
-            PeerMatch::Block(_) => false,
+            PeerMatch::Block(_) | PeerMatch::Name(_) => false,
         });
         everybody
             || matches!(side, Side::Pod(identity, _)
                 if self.selectors.iter().any(|it| selectors.contains(*it, *identity)))
+    }
+
+    /// The names that the rule names.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<NameRow>> {
+        self.rule.peers.iter().filter_map(|it| match it {
+            PeerMatch::Name(name) => Some(name),
+            _ => None,
+        })
     }
 
     pub(super) fn keys_for(&self, side: &Side<'_>) -> Vec<(u32, u32)> {

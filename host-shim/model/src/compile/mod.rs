@@ -12,6 +12,7 @@ mod paint;
 mod pods;
 mod policy;
 mod publish;
+mod resolvers;
 mod route;
 pub(crate) mod rules;
 mod ruleset;
@@ -50,6 +51,8 @@ pub struct Config {
     pub audit: bool,
     /// Pods that no policy selects are denied everything but this.
     pub default_deny: Option<DefaultDeny>,
+    /// Who is believed about the addresses of names, besides the cluster's DNS.
+    pub resolvers: Vec<IpAddr>,
     /// Nobody makes EndpointSlices: pods that a Service selects are its endpoints.
     pub endpoints_from_selectors: bool,
     /// What becomes of pods of this node that no object describes.
@@ -101,6 +104,7 @@ impl Default for Config {
             established: Established::Judged,
             audit: false,
             default_deny: None,
+            resolvers: Vec::new(),
             endpoints_from_selectors: false,
             undescribed: Undescribed::Unlabelled,
             node_addresses: Vec::new(),
@@ -243,6 +247,12 @@ impl Model {
             &touched,
             &mut self.tables,
         );
+        let resolvers = if self.tables.has_names() {
+            resolvers::all(&self.store, &self.config)
+        } else {
+            BTreeSet::new()
+        };
+        self.tables.set_resolvers(resolvers);
         let attached = self.links.values().map(|it| (&it.pod, it)).collect();
         let ground = service::Ground {
             store: &self.store,

@@ -22,6 +22,16 @@ pub(super) fn publish(id: RulesetId, ruleset: &Ruleset, tables: &mut Tables) {
         for (identity, (span, _)) in now.into_iter().flatten() {
             tables.set_class(layer, *identity, Some(*span));
         }
+        let named = ruleset.layers.iter().find(|it| it.row.id == layer);
+        let named = named.map(|it| &it.named);
+        for name in tables.names_of(layer) {
+            if named.is_none_or(|it| !it.contains_key(&name)) {
+                tables.set_named(layer, &name, None);
+            }
+        }
+        for (name, span) in named.into_iter().flatten() {
+            tables.set_named(layer, name, Some(*span));
+        }
     }
     publish_row(id, ruleset, tables);
 }
@@ -44,6 +54,9 @@ pub(super) fn retract(id: RulesetId, ruleset: &Ruleset, tables: &mut Tables) {
     for layer in &ruleset.layers {
         for identity in layer.classes.keys() {
             tables.set_class(layer.row.id, *identity, None);
+        }
+        for name in layer.named.keys() {
+            tables.set_named(layer.row.id, name, None);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
+use sluice_contract::name::NameRow;
 use sluice_contract::policy::{Action, Direction, PORT_KEYS, RuleId, port_key};
 
 use super::hash;
@@ -37,6 +38,8 @@ pub(crate) enum PeerMatch {
     Everybody,
     Pods(Wanted),
     Block(Block),
+    /// What the pod was told this name, or names below it, have for addresses.
+    Name(Arc<NameRow>),
 }
 
 /// Which destination ports.
@@ -341,6 +344,7 @@ fn cluster_peers(peer: &ClusterPeer, store: &Store) -> Vec<PeerMatch> {
         ClusterPeer::Everybody => vec![PeerMatch::Everybody],
         ClusterPeer::Pods(pods) => vec![PeerMatch::Pods(Wanted::new(pods, &Arc::from("")))],
         ClusterPeer::Network(cidr) => vec![block(*cidr)],
+        ClusterPeer::Name(name) => vec![PeerMatch::Name(name.clone())],
         ClusterPeer::Nodes(selector) => store
             .nodes()
             .filter(|it| selector.matches(&it.labels))

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use sluice_contract::Identity;
+use sluice_contract::name::NameRow;
 use sluice_contract::policy::{
     Action, Direction, Layer, LayerId, RuleId, RulesetId, SpanId, Target,
 };
@@ -53,6 +54,8 @@ pub(crate) struct CompiledLayer {
     /// Everything but `classes` is final.
     pub(crate) row: Layer,
     pub(crate) classes: BTreeMap<Identity, (SpanId, Holds)>,
+    /// What the rules say to addresses that a name has.
+    pub(crate) named: BTreeMap<Arc<NameRow>, SpanId>,
 }
 
 #[derive(Debug)]
@@ -80,7 +83,7 @@ impl Ruleset {
             .flat_map(|it| &it.peers);
         let by_address = by_address
             .clone()
-            .any(|it| matches!(it, PeerMatch::Block(_)));
+            .any(|it| matches!(it, PeerMatch::Block(_) | PeerMatch::Name(_)));
         let misses: Vec<_> = tiers
             .iter()
             .map(|it| (it.miss, it.miss_rule.clone()))
@@ -119,6 +122,7 @@ impl Ruleset {
                 folded,
                 row,
                 classes: BTreeMap::new(),
+                named: BTreeMap::new(),
             };
             ruleset.finish(layer, ground);
         }
@@ -199,6 +203,7 @@ impl Ruleset {
         layer.row.others = layer.class(&Side::Other, ground, &mut holds);
         layer.row.v4 = layer.addresses(false, ground, &mut holds);
         layer.row.v6 = layer.addresses(true, ground, &mut holds);
+        layer.named = layer.named(ground, &mut holds);
         self.holds = holds;
         let singled: BTreeSet<Identity> = self
             .selectors
@@ -278,6 +283,20 @@ impl CompiledLayer {
             canvas.next_tier();
         }
         ground.spans.map(&canvas.finish(), holds)
+    }
+
+    /// What the rules say to addresses that a name has.
+    fn named(&self, ground: &mut Ground<'_>, holds: &mut Holds) -> BTreeMap<Arc<NameRow>, SpanId> {
+        let rules = || self.tiers.iter().flat_map(|it| &it.rules).enumerate();
+        let names: BTreeSet<_> = rules().flat_map(|(_, rule)| rule.names()).collect();
+        let span = |name: &Arc<NameRow>| {
+            let mut canvas = Canvas::new();
+            for (order, rule) in rules().filter(|(_, rule)| rule.names().any(|it| it == name)) {
+                canvas.paint(&rule.stroke(order, rule.keys.clone()), false);
+            }
+            (name.clone(), ground.spans.map(&canvas.finish(), holds))
+        };
+        names.into_iter().map(span).collect()
     }
 
     /// What the rules say to addresses.

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
+use sluice_contract::name::NameRow;
 use sluice_contract::policy::Action;
 
 use super::{Name, Selector};
@@ -166,6 +168,8 @@ pub enum ClusterPeer {
     /// The addresses of nodes with these labels.
     Nodes(Selector),
     Network(Prefix),
+    /// The addresses that a name, or names below it, have. Only in an `Accept` of outgoing traffic.
+    Name(Arc<NameRow>),
     Everybody,
 }
 

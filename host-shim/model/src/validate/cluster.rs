@@ -2,6 +2,7 @@
 //! object: an `Accept` then matches nothing, a `Deny` or `Pass` denies everything at its place.
 
 use sluice_contract::Protocol;
+use sluice_contract::name::NameRow;
 use sluice_contract::policy::Action;
 
 use super::fields::port_name;
@@ -156,8 +157,10 @@ impl Check<'_> {
             .any(|it| it.destination_named_port.is_some());
         for (index, peer) in peers.into_iter().enumerate() {
             let field = format!("{field}.{side}[{index}]");
-            if names_ports && (peer.nodes.is_some() || peer.networks.is_some()) {
-                self.error(&*field, "Nodes and networks have no named ports");
+            let outside =
+                peer.nodes.is_some() || peer.networks.is_some() || peer.domain_names.is_some();
+            if names_ports && outside {
+                self.error(&*field, "Nodes, networks and domains have no named ports");
             }
             match self.cluster_peer(&field, side, action, peer) {
                 Part::Known(peers) => read.peers.extend(peers),
@@ -225,15 +228,28 @@ impl Check<'_> {
             }
             return Part::Known(read);
         }
-        if peer.domain_names.is_some() && action == Action::Accept {
-            // Learnt from DNS answers, which nobody does yet: so far no address belongs to any name.
-            self.warn(
-                format!("{field}.domainNames"),
-                "Not supported: matches nothing",
-            );
-            return Part::Known(Vec::new());
+        if let Some(names) = peer.domain_names.filter(|_| action == Action::Accept) {
+            return Part::Known(self.domain_names(&format!("{field}.domainNames"), &names));
         }
         Part::Unknown
+    }
+
+    fn domain_names(&mut self, field: &str, names: &[String]) -> Vec<ClusterPeer> {
+        self.at_most(field, names.len());
+        if names.is_empty() {
+            self.error(field, "Needs at least one name");
+        }
+        let mut read = Vec::new();
+        for (index, text) in names.iter().enumerate() {
+            match NameRow::parse(text) {
+                Some(name) => read.push(ClusterPeer::Name(name.into())),
+                None => self.error(
+                    format!("{field}[{index}]"),
+                    format!("{text:?} is no name such as example.com or *.example.com"),
+                ),
+            }
+        }
+        read
     }
 
     fn cluster_port(&mut self, field: &str, it: wire::Protocol) -> Part<ClusterPort> {

@@ -141,6 +141,8 @@ pub(crate) const LIMITS: Limits = Limits {
     rulesets: 64,
     classes: 512,
     spans: 2048,
+    names: 64,
+    named: 64,
 };
 pub(crate) const REGION: usize = 4 << 20;
 

@@ -9,6 +9,7 @@
 
 mod cluster_tables;
 mod ground;
+mod names;
 mod packets;
 mod random;
 mod reference;

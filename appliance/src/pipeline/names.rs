@@ -1,0 +1,204 @@
+//! What pods ask of names and are told: noted on the way, before the packet goes on.
+
+use super::transit::Stages;
+use crate::address::Address;
+use crate::conntrack::Hit;
+use crate::flow::{Direction, Flow};
+use crate::frame::Frame;
+use crate::names::message::{self, Question};
+use crate::names::{self, KNOWN, Who};
+use crate::observe::Observer;
+use crate::parse::{Fragment, Packet};
+use crate::tables::Place;
+use crate::wire::{protocol, tcp, udp};
+use heapless::Vec;
+use sluice_contract::LinkId;
+use sluice_contract::name::NameId;
+use zerocopy::FromBytes;
+
+/// Messages of one frame: segments that were put together, or several in one stream.
+const MESSAGES: usize = 16;
+
+impl<O: Observer> Stages<'_, '_, O> {
+    /// Whether anybody is interested in what goes to or comes from this port.
+    #[inline]
+    pub(super) fn is_about_names(&self, packet: &Packet, port: u16) -> bool {
+        port == names::PORT
+            && matches!(packet.protocol, protocol::UDP | protocol::TCP)
+            && packet.fragment != Fragment::Later
+            && !O::DRY
+            && self.tables.policy().knows_names()
+    }
+
+    /// A pod asks: if its rules name what it asks for, the answer will be believed.
+    #[cold]
+    pub(super) fn note_question(&mut self, frame: &Frame<'_>, packet: &Packet, flow: &Flow) {
+        let Some(who) = self.pod(frame.ingress) else {
+            return;
+        };
+        for message in Messages::of(frame, packet) {
+            let Some(question) = message::question(message).filter(|it| !it.is_answer) else {
+                continue;
+            };
+            let policy = self.tables.policy();
+            if policy.names_of(who.link, question.name.text()).is_empty() {
+                continue;
+            }
+            let key = self.key(flow, &question);
+            let tables = self.tables;
+            let lives = |it: Who| {
+                let link = tables.link(it.link);
+                link.is_some_and(|link| link.incarnation == it.incarnation)
+            };
+            self.state.names.ask(who, key, self.now, lives);
+        }
+    }
+
+    /// A pod is answered.
+    #[cold]
+    pub(super) fn note_answer(&mut self, frame: &Frame<'_>, packet: &Packet, hit: Hit, to: LinkId) {
+        let ct = &self.state.conntrack;
+        let (Some(asked), Some(who)) = (ct.original(hit.id), self.pod(to)) else {
+            return;
+        };
+        let policy = self.tables.policy();
+        // Who answers, or the Service that was asked.
+        let believed = [packet.source, asked.destination()]
+            .into_iter()
+            .any(|it| policy.is_resolver(it.into()));
+        if hit.direction != Direction::Reply || !believed {
+            return;
+        }
+        for message in Messages::of(frame, packet) {
+            let Some(question) = message::question(message).filter(|it| it.is_answer) else {
+                continue;
+            };
+            let key = self.key(&asked, &question);
+            if !self.state.names.answered(who, key, self.now) {
+                continue;
+            }
+            let all = policy.names_of(who.link, question.name.text());
+            message::addresses(message, &question, |address, seconds| {
+                if self.may_be_named(address) {
+                    for name in &all {
+                        let now = self.now;
+                        self.state.names.learn(who, *name, address, seconds, now);
+                    }
+                }
+            });
+        }
+    }
+
+    /// The names under which a pod learnt of an address. `began`: for a connection that is there already.
+    #[inline]
+    pub(super) fn names_at(
+        &self,
+        link: LinkId,
+        address: Address,
+        began: bool,
+    ) -> Vec<NameId, KNOWN> {
+        if !self.tables.policy().knows_names() {
+            return Vec::new();
+        }
+        let of = |who| self.state.names.names(who, address, self.now, began);
+        self.pod(link).map(of).unwrap_or_default()
+    }
+
+    fn pod(&self, link: LinkId) -> Option<Who> {
+        let incarnation = self
+            .tables
+            .link(link)
+            .filter(|_| link.is_pod())?
+            .incarnation;
+        Some(Who { link, incarnation })
+    }
+
+    /// Names do not lead to the node itself, nor to what has a meaning on one link or one machine only.
+    fn may_be_named(&self, address: Address) -> bool {
+        let ip = core::net::IpAddr::from(address);
+        let local = match ip {
+            core::net::IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            core::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        let own = matches!(self.tables.place(address), Place::Node { .. });
+        !(local || own || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
+    }
+
+    /// What tells one question of a pod from its others: the connection, the number, the name and the type.
+    fn key(&self, flow: &Flow, question: &Question) -> u64 {
+        let to = flow.destination();
+        let numbers = u64::from(flow.protocol()) << 48
+            | u64::from(flow.source_port()) << 32
+            | u64::from(question.id) << 16
+            | u64::from(question.kind);
+        let hasher = &self.state.hasher;
+        let begin = hasher.hash([numbers, to.high(), to.low()]);
+        question.name.text().chunks(8).fold(begin, |sum, bytes| {
+            let mut word = [0; 8];
+            for (to, from) in word.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            hasher.hash([sum, u64::from_le_bytes(word)])
+        })
+    }
+}
+
+/// The messages in one frame.
+struct Messages<'a> {
+    rest: &'a [u8],
+    kind: Kind,
+    left: usize,
+}
+
+enum Kind {
+    /// Datagrams of this length, one after the other; the last one may be shorter.
+    Datagrams(usize),
+    /// Each behind its length (RFC 1035 §4.2.2). One that goes on in the next segment is not read.
+    Stream,
+}
+
+impl<'a> Messages<'a> {
+    fn of(frame: &'a Frame<'_>, packet: &Packet) -> Self {
+        let bytes = frame.bytes();
+        let end = bytes.len().min(packet.end as usize);
+        let transport = bytes
+            .get(usize::from(packet.payload)..end)
+            .unwrap_or_default();
+        let (begin, kind) = if packet.protocol == protocol::UDP {
+            let size = frame
+                .offload
+                .gso
+                .map_or(usize::MAX, |gso| usize::from(gso.size));
+            (udp::LENGTH, Kind::Datagrams(size.max(1)))
+        } else {
+            let header = tcp::Header::ref_from_prefix(transport).ok();
+            let begin = header.map_or(usize::MAX, |(header, _)| header.header_length());
+            (begin, Kind::Stream)
+        };
+        Self {
+            rest: transport.get(begin..).unwrap_or_default(),
+            kind,
+            left: MESSAGES,
+        }
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.left = self.left.checked_sub(1)?;
+        if self.rest.is_empty() {
+            return None;
+        }
+        let (message, rest) = match self.kind {
+            Kind::Datagrams(size) => self.rest.split_at(size.min(self.rest.len())),
+            Kind::Stream => {
+                let (length, rest) = self.rest.split_first_chunk::<2>()?;
+                rest.split_at_checked(u16::from_be_bytes(*length).into())?
+            }
+        };
+        self.rest = rest;
+        Some(message)
+    }
+}
