@@ -162,6 +162,14 @@ pub struct Config {
     pub policy: PolicyConfig,
     #[serde(default)]
     pub services: ServicesConfig,
+    /// Where a node with a source answers `/healthz` and `/livez`, as kube-proxy does; 0: nowhere.
+    #[serde(default = "health_port")]
+    pub health_port: u16,
+}
+
+/// kube-proxy's.
+fn health_port() -> u16 {
+    10256
 }
 
 /// What the CNI plugin finds here.

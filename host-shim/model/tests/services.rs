@@ -592,3 +592,82 @@ fn s28_services_say_how_clients_outside_are_led_on_and_nodes_what_holds_otherwis
     let mut unable = Ground::with(|config| config.no_direct_return = Some("no place".into()));
     assert!(!direct(&mut unable, Some("dsr"), "Cluster"));
 }
+
+#[test]
+fn s20_a_node_that_is_taken_away_says_so() {
+    let mut ground = Ground::new();
+    let own = ground.model.config().node.to_string();
+    let mut leaves = |metadata: Value, taints: Value| {
+        let mut metadata = metadata;
+        metadata["name"] = json!(own);
+        ground.put(
+            Kind::Node,
+            json!({"metadata": metadata, "spec": {"taints": taints}}),
+        );
+        ground.model.is_leaving()
+    };
+    let taint = |key: &str| json!([{"key": key, "effect": "NoSchedule"}]);
+    assert!(!leaves(json!({}), json!([])));
+    assert!(!leaves(
+        json!({}),
+        taint("node.kubernetes.io/unschedulable")
+    ));
+    assert!(leaves(json!({}), taint("ToBeDeletedByClusterAutoscaler")));
+    assert!(!leaves(json!({}), json!([])));
+    let deleted = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
+    assert!(leaves(deleted, json!([])));
+}
+
+#[test]
+fn o03_where_flannel_reaches_another_node_is_that_nodes_address_too() {
+    let mut ground = Ground::new();
+    let put = |ground: &mut Ground, name: &str, annotations: Value| {
+        let status = json!({"addresses": [{"type": "InternalIP", "address": "172.16.0.2"}]});
+        let metadata = json!({"name": name, "annotations": annotations});
+        ground.put(Kind::Node, json!({"metadata": metadata, "status": status}));
+    };
+    let role = |ground: &mut Ground, address: &str| {
+        let key = Key::Service(ServiceKey::Address(address.parse().unwrap()));
+        match ground.model.tables().row(&key) {
+            Some(Row::Service(ServiceRow::Address(row))) => Some(row.role),
+            _ => None,
+        }
+    };
+    let peer = Some(sluice_contract::service::AddressRole::Peer);
+    put(
+        &mut ground,
+        "there",
+        json!({
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/public-ip": "192.0.2.2",
+            "flannel.alpha.coreos.com/public-ipv6": "2001:db8::2",
+        }),
+    );
+    for address in ["172.16.0.2", "192.0.2.2", "2001:db8::2"] {
+        assert_eq!(role(&mut ground, address), peer, "{address}");
+    }
+    // It says another one now, and nonsense.
+    put(
+        &mut ground,
+        "there",
+        json!({
+            "flannel.alpha.coreos.com/public-ip": "192.0.2.3",
+            "flannel.alpha.coreos.com/public-ipv6": "nowhere",
+        }),
+    );
+    assert_eq!(role(&mut ground, "192.0.2.3"), peer);
+    for address in ["192.0.2.2", "2001:db8::2"] {
+        assert_eq!(role(&mut ground, address), None, "{address}");
+    }
+    ground.remove(Kind::Node, "there");
+    for address in ["172.16.0.2", "192.0.2.3"] {
+        assert_eq!(role(&mut ground, address), None, "{address}");
+    }
+    // What this node's own annotations say it does not take for its own.
+    put(
+        &mut ground,
+        "here",
+        json!({"flannel.alpha.coreos.com/public-ip": "192.0.2.1"}),
+    );
+    assert_eq!(role(&mut ground, "192.0.2.1"), None);
+}

@@ -1,5 +1,6 @@
 //! Says on a Service's health check port whether this node has endpoints of it (row S-19): load balancers of
-//! `externalTrafficPolicy: Local` ask each node there.
+//! `externalTrafficPolicy: Local` ask each node there. And on the node's own port whether it takes traffic at all (row S-20), for those
+//! of `Cluster`: `/healthz` not while the node is about to be removed, `/livez` whatever becomes of it.
 //!
 //! One thread, which nobody can hold up: connections are few, requests are short, and both have a deadline.
 
@@ -21,12 +22,24 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two attempts at a port that another program has.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// A Service that is asked for, and how many ready endpoints it has here.
-type Checks = BTreeMap<u16, (Name, usize)>;
+/// What is asked for at a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Check {
+    /// How many ready endpoints the Service has here.
+    Service(Name, usize),
+    /// The node, and whether it is about to be removed.
+    Node { leaving: bool },
+}
+
+type Checks = BTreeMap<u16, Check>;
 
 /// The ports that are served.
 #[derive(Debug)]
-pub(super) struct Health(Arc<Shared>);
+pub(super) struct Health {
+    shared: Arc<Shared>,
+    /// The node's own port; 0: none.
+    port: u16,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -47,8 +60,11 @@ impl Shared {
 }
 
 impl Health {
-    /// Nothing is served yet. `is_healthy`: the appliance has what it should have.
-    pub(super) fn start(is_healthy: impl Fn() -> bool + Send + 'static) -> io::Result<Self> {
+    /// Nothing but the node's own `port` is served yet (0: not even that). `is_healthy`: the appliance has what it should have.
+    pub(super) fn start(
+        port: u16,
+        is_healthy: impl Fn() -> bool + Send + 'static,
+    ) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -64,28 +80,37 @@ impl Health {
         std::thread::Builder::new()
             .name("health".into())
             .spawn(move || server.run())?;
-        Ok(Self(shared))
+        let health = Self { shared, port };
+        health.serve([], false);
+        Ok(health)
     }
 
-    /// Serves these and no others.
-    pub(super) fn serve(&self, checks: impl IntoIterator<Item = (u16, Name, usize)>) {
-        let checks: Checks = checks
-            .into_iter()
-            .map(|(port, name, count)| (port, (name, count)))
+    /// Serves these and no others, besides the node's own port.
+    pub(super) fn serve(
+        &self,
+        checks: impl IntoIterator<Item = (u16, Name, usize)>,
+        leaving: bool,
+    ) {
+        let services = checks.into_iter();
+        let mut checks: Checks = services
+            .map(|(port, name, count)| (port, Check::Service(name, count)))
             .collect();
-        let mut state = self.0.lock();
+        if self.port != 0 {
+            checks.insert(self.port, Check::Node { leaving });
+        }
+        let mut state = self.shared.lock();
         if state.checks != checks {
             state.checks = checks;
             drop(state);
-            let _ = self.0.wake.write(1); // only fails when the thread is awake
+            let _ = self.shared.wake.write(1); // only fails when the thread is awake
         }
     }
 }
 
 impl Drop for Health {
     fn drop(&mut self) {
-        self.0.lock().stop = true;
-        let _ = self.0.wake.write(1); // only fails when the thread is awake
+        self.shared.lock().stop = true;
+        let _ = self.shared.wake.write(1); // only fails when the thread is awake
     }
 }
 
@@ -133,7 +158,7 @@ impl Server {
         self.listeners.retain(|port, _| checks.contains_key(port));
         self.refused.retain(|port, _| checks.contains_key(port));
         let now = Instant::now();
-        for (port, (name, _)) in checks {
+        for (port, check) in checks {
             let waits = self.refused.get(port).is_some_and(|at| now < *at + AGAIN);
             if waits || self.listeners.contains_key(port) {
                 continue;
@@ -145,7 +170,7 @@ impl Server {
                 }
                 Err(error) => {
                     if self.refused.insert(*port, now).is_none() {
-                        tracing::warn!(port, service = %name, %error, "the health check port cannot be served");
+                        tracing::warn!(port, ?check, %error, "the health check port cannot be served");
                     }
                 }
             }
@@ -229,7 +254,7 @@ impl Connection {
             return self.request.len() < REQUEST_MAX;
         }
         let answer = match checks.get(&self.port) {
-            Some((name, count)) => answer(&self.request, name, *count, is_healthy()),
+            Some(check) => answer(&self.request, check, is_healthy()),
             None => return false,
         };
         // It fits into the socket's buffer, or its reader is gone.
@@ -240,28 +265,49 @@ impl Connection {
 }
 
 /// What a load balancer is told, in the form kube-proxy gives it.
-fn answer(request: &[u8], name: &Name, count: usize, is_healthy: bool) -> String {
+fn answer(request: &[u8], check: &Check, is_healthy: bool) -> String {
     let is = |method: &[u8]| request.starts_with(method);
     if !is(b"GET ") && !is(b"HEAD ") {
         return "HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into();
     }
-    let status = if count > 0 && is_healthy {
+    let (is_good, weight, body) = match check {
+        Check::Service(name, count) => (
+            *count > 0 && is_healthy,
+            format!("X-Load-Balancing-Endpoint-Weight: {count}\r\n"),
+            serde_json::json!({
+                "service": {"namespace": &*name.namespace, "name": &*name.name},
+                "localEndpoints": count,
+                "serviceProxyHealthy": is_healthy,
+            }),
+        ),
+        Check::Node { leaving } => {
+            let is_good = match path(request) {
+                b"/healthz" => is_healthy && !leaving,
+                b"/livez" => is_healthy,
+                _ => return "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into(),
+            };
+            let body = serde_json::json!({"healthy": is_healthy, "nodeEligible": !leaving});
+            (is_good, String::new(), body)
+        }
+    };
+    let status = if is_good {
         "200 OK"
     } else {
         "503 Service Unavailable"
     };
-    let body = serde_json::json!({
-        "service": {"namespace": &*name.namespace, "name": &*name.name},
-        "localEndpoints": count,
-        "serviceProxyHealthy": is_healthy,
-    })
-    .to_string();
+    let body = body.to_string();
     let length = body.len();
     let body = if is(b"HEAD ") { "" } else { &body };
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n\
-         X-Load-Balancing-Endpoint-Weight: {count}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+         {weight}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )
+}
+
+/// What is asked for, without a query.
+fn path(request: &[u8]) -> &[u8] {
+    let target = request.split(|it| *it == b' ').nth(1).unwrap_or_default();
+    target.split(|it| *it == b'?').next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -272,10 +318,12 @@ mod tests {
     /// A port that nobody has. Below those that the kernel gives away, so that nobody gets it meanwhile; tests that run beside
     /// this one begin to look elsewhere.
     fn free_port() -> u16 {
-        let first = 10_000 + u16::try_from(std::process::id() % 15_000).unwrap();
-        let mut ports = first..30_000;
+        free_port_behind(10_000 + u16::try_from(std::process::id() % 15_000).unwrap())
+    }
+
+    fn free_port_behind(first: u16) -> u16 {
         let is_free = |port: &u16| TcpListener::bind(("::", *port)).is_ok();
-        ports.find(is_free).unwrap()
+        (first + 1..30_000).find(is_free).unwrap()
     }
 
     fn ask(port: u16, request: &str) -> io::Result<String> {
@@ -299,7 +347,7 @@ mod tests {
     fn s19_the_health_check_port_says_how_many_endpoints_are_here() {
         let healthy = Arc::new(AtomicBool::new(true));
         let asked = healthy.clone();
-        let health = Health::start(move || asked.load(Ordering::Relaxed)).unwrap();
+        let health = Health::start(0, move || asked.load(Ordering::Relaxed)).unwrap();
         let port = free_port();
         let check = |count| [(port, Name::new("shop", "web"), count)];
         let has = |words: &'static [&str]| {
@@ -307,19 +355,19 @@ mod tests {
                 answer.is_ok_and(|it| words.iter().all(|word| it.contains(word)))
             }
         };
-        health.serve(check(2));
+        health.serve(check(2), false);
         let body = r#""service":{"name":"web","namespace":"shop"}"#;
         until_asked(
             port,
             has(&["200 OK", r#""localEndpoints":2"#, "Weight: 2\r\n"]),
         );
         until_asked(port, move |it| it.is_ok_and(|it| it.contains(body)));
-        health.serve(check(0));
+        health.serve(check(0), false);
         until_asked(
             port,
             has(&["503 ", r#""localEndpoints":0"#, "Weight: 0\r\n"]),
         );
-        health.serve(check(1));
+        health.serve(check(1), false);
         until_asked(port, has(&["200 OK"]));
         healthy.store(false, Ordering::Relaxed);
         until_asked(port, has(&["503 ", r#""serviceProxyHealthy":false"#]));
@@ -338,16 +386,47 @@ mod tests {
         let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(2 * REQUEST_MAX));
         assert!(!ask(port, &long).is_ok_and(|it| it.contains("HTTP")));
         drop(idle);
-        health.serve([]);
+        health.serve([], false);
         until_asked(port, |it| it.is_err());
+    }
+
+    #[test]
+    fn s20_the_nodes_own_port_says_whether_it_takes_traffic_and_whether_it_lives() {
+        let healthy = Arc::new(AtomicBool::new(false));
+        let asked = healthy.clone();
+        let port = free_port();
+        let other = free_port_behind(port);
+        let health = Health::start(port, move || asked.load(Ordering::Relaxed)).unwrap();
+        let until = |path: &str, words: &str| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let request = format!("GET {path} HTTP/1.1\r\nHost: n\r\n\r\n");
+            while !ask(port, &request).is_ok_and(|it| it.contains(words)) {
+                assert!(Instant::now() < deadline, "{path} does not say {words}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        until("/healthz", "503 ");
+        until("/livez", "503 ");
+        healthy.store(true, Ordering::Relaxed);
+        until("/healthz?verbose", "200 OK");
+        until("/livez", r#""nodeEligible":true"#);
+        until("/", "404 ");
+        health.serve([(other, Name::new("shop", "web"), 1)], true);
+        until("/healthz", "503 ");
+        until("/healthz", r#""nodeEligible":false"#);
+        until("/livez", "200 OK");
+        until_asked(other, |it| it.is_ok_and(|it| it.contains("Weight: 1\r\n")));
+        // A Service that names the node's port does not get it.
+        health.serve([(port, Name::new("shop", "web"), 1)], false);
+        until("/healthz", r#""nodeEligible":true"#);
     }
 
     #[test]
     fn s19_a_port_that_another_program_has_is_served_once_it_is_free() {
         let port = free_port();
         let other = TcpListener::bind(("::", port)).unwrap();
-        let health = Health::start(|| true).unwrap();
-        health.serve([(port, Name::new("shop", "web"), 1)]);
+        let health = Health::start(0, || true).unwrap();
+        health.serve([(port, Name::new("shop", "web"), 1)], false);
         std::thread::sleep(Duration::from_millis(100));
         drop(other);
         until_asked(port, |it| it.is_ok_and(|it| it.contains("200 OK")));

@@ -118,6 +118,9 @@ impl std::fmt::Debug for Nodes {
     }
 }
 
+/// A change that is not in force for longer is no mere work in progress.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 impl Cluster {
     /// Follows the source of the configuration, if it has one; `control` is held until everything is known.
     ///
@@ -140,7 +143,7 @@ impl Cluster {
             (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         let asked = control.clone();
-        let health = Health::start(move || asked.status().settled)?;
+        let health = Health::start(config.health_port, move || !asked.is_late(PATIENCE))?;
         control.hold();
         let shared = Arc::new(Shared {
             mode,
@@ -386,7 +389,8 @@ impl Shared {
             tracing::info!(source = self.mode, place = %self.place, ?compiled, rows, "the cluster is known");
             self.control.release();
         }
-        self.health.serve(state.model.health_checks());
+        let checks = state.model.health_checks();
+        self.health.serve(checks, state.model.is_leaving());
         state.tell_served();
         self.keep_displaced(state);
         self.changed.notify_all();

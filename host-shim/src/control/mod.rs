@@ -277,6 +277,13 @@ impl Control {
         self.0.lock().in_force_at
     }
 
+    /// Nothing is in force, or a change has not been for so long.
+    pub fn is_late(&self, patience: Duration) -> bool {
+        let state = self.0.lock();
+        let oldest = state.waiting.front();
+        state.in_force_at.is_none() || oldest.is_some_and(|(_, since)| since.elapsed() > patience)
+    }
+
     /// Asks the guest for its counters.
     pub fn counters(&self, limit: Duration) -> Option<Vec<Counter>> {
         let token = {

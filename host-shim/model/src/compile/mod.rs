@@ -359,6 +359,12 @@ impl Model {
             .collect()
     }
 
+    /// This node is about to be removed.
+    pub fn is_leaving(&self) -> bool {
+        let own = self.store.node(&self.config.node);
+        own.is_some_and(|node| node.leaving)
+    }
+
     /// What clients outside may send to, besides node ports.
     pub fn served(&self) -> Vec<Served> {
         let of = |it: &Service| {

@@ -366,23 +366,31 @@ fn rank(row: &ServiceRow) -> Option<u8> {
     }
 }
 
+/// Flannel's annotations of nodes.
+const FLANNEL: &str = "flannel.alpha.coreos.com/";
+
 fn node_rows(ground: Ground<'_>, name: &str) -> Vec<ServiceRow> {
     let role = if *name == *ground.config.node {
         AddressRole::Node
     } else {
         AddressRole::Peer
     };
-    let addresses = ground
-        .store
-        .node(name)
-        .into_iter()
-        .flat_map(|it| &it.addresses);
-    addresses
-        .map(|it| {
-            let address = it.address;
-            ServiceRow::Address(AddressRow { address, role })
-        })
-        .collect()
+    let Some(node) = ground.store.node(name) else {
+        return Vec::new();
+    };
+    let mut addresses: Vec<IpAddr> = node.addresses.iter().map(|it| it.address).collect();
+    if role == AddressRole::Peer {
+        // Flannel may reach it by another address than those of its status.
+        let public = ["public-ip", "public-ipv6"].into_iter();
+        let said = public.filter_map(|it| node.annotations.get(&format!("{FLANNEL}{it}")));
+        for address in said.filter_map(|it| it.parse().ok()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    let row = |address| ServiceRow::Address(AddressRow { address, role });
+    addresses.into_iter().map(row).collect()
 }
 
 fn frontends(service: &Service, port: &ServicePort, v6: bool, id: PortId) -> Vec<FrontendRow> {

@@ -210,6 +210,8 @@ pub struct Node {
     pub pod_cidrs: Vec<Prefix>,
     /// Only those that networks of pods use to tell their peers something.
     pub annotations: BTreeMap<String, String>,
+    /// It is about to be removed: nothing new is to be sent there.
+    pub leaving: bool,
 }
 
 /// One address of a node.

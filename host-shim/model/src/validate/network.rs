@@ -16,6 +16,9 @@ use crate::object::{
     PolicyPort, Port, Prefix, Rule,
 };
 
+/// The taint of a node that the cluster's autoscaler takes away, as kube-proxy knows it.
+const REMOVED_SOON: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// Annotations of nodes by which networks of pods tell each other what they need.
 const NODE_ANNOTATIONS: [&str; 2] = ["flannel.alpha.coreos.com/", "sluice.dev/"];
 
@@ -61,6 +64,9 @@ impl Check<'_> {
     pub(super) fn node(&mut self, name: &Name, node: core::Node) -> Node {
         let labels = self.labels(&node.metadata).into();
         let spec = node.spec.unwrap_or_default();
+        let taints = spec.taints.unwrap_or_default();
+        let leaving = node.metadata.deletion_timestamp.is_some()
+            || taints.iter().any(|it| it.key == REMOVED_SOON);
         let mut cidrs = spec.pod_cidrs.unwrap_or_default();
         if cidrs.is_empty() {
             cidrs.extend(spec.pod_cidr);
@@ -96,6 +102,7 @@ impl Check<'_> {
                 .into_iter()
                 .filter(|(key, _)| ours(key))
                 .collect(),
+            leaving,
         }
     }
 
