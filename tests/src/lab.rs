@@ -6,6 +6,8 @@ use crate::command::{self, Running};
 use crate::netns::Netns;
 use crate::traffic;
 use anyhow::{Context as _, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -329,11 +331,31 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// Ends the VMM that a daemon left behind, because it was told to or killed.
+    fn end_left_appliance(&self) {
+        let Ok(record) = std::fs::read(self.run_dir().join("vmm.json")) else {
+            return;
+        };
+        let record: Value = serde_json::from_slice(&record).unwrap_or_default();
+        let Some(pid) = record["pid"].as_i64().and_then(|it| i32::try_from(it).ok()) else {
+            return;
+        };
+        // A number that another process has by now is not ended.
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let ours = self.run_dir().display().to_string();
+        if String::from_utf8_lossy(&command).contains(&ours) {
+            let _gone_already = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Some(node) = &mut self.node {
             node.stop(Duration::from_secs(10));
         }
+        self.end_left_appliance();
         let keep = std::env::var_os("SLUICE_KEEP_LOGS").is_some();
         if !keep && let Err(error) = std::fs::remove_dir_all(&self.directory) {
             eprintln!("{} stays behind: {error}", self.directory.display());
