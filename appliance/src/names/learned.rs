@@ -2,6 +2,8 @@
 
 use crate::address::Address;
 use crate::arena::{Arena, OutOfMemory};
+use crate::hash::Hasher;
+use crate::names::book::{self, Book, Entry, Index, Learnt};
 use crate::time::{Duration, Instant};
 use heapless::Vec;
 use sluice_contract::LinkId;
@@ -16,7 +18,7 @@ const WAIT: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(5);
 /// Longer than this nothing holds.
 const DAY: u32 = 86_400;
-/// Names that one address has for one pod, at most.
+/// Names that one address has for one pod, at most; the one whose time ends first makes room.
 pub const KNOWN: usize = 16;
 /// Places in which a pod's part may be.
 const PROBES: usize = 8;
@@ -42,11 +44,15 @@ impl Limits {
 
     /// Bytes, at most.
     pub const fn bytes(&self) -> usize {
-        let each =
-            size_of::<Part>() + ASKED * size_of::<Asked>() + self.addresses * size_of::<Entry>();
-        self.pods * each + 256
+        let each = size_of::<Part>()
+            + ASKED * size_of::<Asked>()
+            + self.addresses * size_of::<Entry>()
+            + (self.addresses + book::heads(self.addresses)) * size_of::<Index>();
+        self.pods * each + 512
     }
 }
+
+const _: () = assert!(Limits::LARGE.addresses < Index::MAX as usize);
 
 /// A pod, in one of its incarnations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,23 +81,18 @@ struct Asked {
     until: u64,
 }
 
-/// An address that a name has.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct Entry {
-    address: Address,
-    name: u64,
-    until: u64,
-}
-
 /// All of it.
 #[derive(Debug)]
 pub struct Learned<'m> {
     parts: &'m mut [Part],
     asked: &'m mut [Asked],
     entries: &'m mut [Entry],
+    heads: &'m mut [Index],
+    heap: &'m mut [Index],
     /// Entries of a part.
     room: usize,
+    hasher: Hasher,
+    looked: u64,
     learnt: u64,
     evicted: u64,
 }
@@ -101,12 +102,21 @@ impl<'m> Learned<'m> {
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn new(arena: &mut Arena<'m>, limits: &Limits) -> Result<Self, OutOfMemory> {
+    pub fn new(
+        arena: &mut Arena<'m>,
+        limits: &Limits,
+        hasher: Hasher,
+    ) -> Result<Self, OutOfMemory> {
+        let Limits { pods, addresses } = *limits;
         Ok(Self {
-            parts: arena.slice(limits.pods)?,
-            asked: arena.slice(limits.pods * ASKED)?,
-            entries: arena.slice(limits.pods * limits.addresses)?,
-            room: limits.addresses,
+            parts: arena.slice(pods)?,
+            asked: arena.slice(pods * ASKED)?,
+            entries: arena.slice(pods * addresses)?,
+            heads: arena.slice(pods * book::heads(addresses))?,
+            heap: arena.slice(pods * addresses)?,
+            room: addresses,
+            hasher,
+            looked: 0,
             learnt: 0,
             evicted: 0,
         })
@@ -151,31 +161,14 @@ impl<'m> Learned<'m> {
         let Some(at) = self.find(who) else { return };
         let span = Duration::from_secs(seconds.min(DAY).into());
         let until = (now + span + GRACE).micros();
-        let room = self.room;
-        let (Some(part), Some(entries)) = (
-            self.parts.get_mut(at),
-            self.entries.get_mut(at * room..(at + 1) * room),
-        ) else {
+        let hasher = self.hasher;
+        let Some(mut book) = self.book(at) else {
             return;
         };
+        let learnt = book.learn(|it| hash(hasher, it), address, name.0, until);
         self.learnt += 1;
-        let used = (part.used as usize).min(room);
-        let new = Entry {
-            address,
-            name: name.0,
-            until,
-        };
-        let known = entries.iter_mut().take(used);
-        let same = |it: &&mut Entry| it.address == address && it.name == name.0;
-        if let Some(entry) = known.into_iter().find(same) {
-            entry.until = entry.until.max(until);
-        } else if let Some(free) = entries.get_mut(used) {
-            *free = new;
-            part.used += 1;
-        } else if let Some(oldest) = entries.iter_mut().min_by_key(|it| it.until) {
-            self.evicted += u64::from(oldest.until > now.micros());
-            *oldest = new;
-        }
+        let before_its_time = |ended: u64| ended > now.micros();
+        self.evicted += u64::from(matches!(learnt, Learnt::Instead(it) if before_its_time(it)));
     }
 
     /// The names that the pod was told an address has. `began`: for a connection that is there already, which does not end
@@ -188,7 +181,11 @@ impl<'m> Learned<'m> {
         began: bool,
     ) -> Vec<NameId, KNOWN> {
         let mut names = Vec::new();
-        for entry in self.entries_of(who) {
+        let Some(at) = self.find(who) else {
+            return names;
+        };
+        let (entries, heads) = (self.entries_at(at), self.heads_at(at));
+        for entry in book::chain(entries, heads, hash(self.hasher, address)) {
             let holds = began || entry.until > now.micros();
             if entry.address == address && holds && names.push(NameId(entry.name)).is_err() {
                 break;
@@ -197,11 +194,17 @@ impl<'m> Learned<'m> {
         names
     }
 
-    /// All that a pod was told and that still holds: name, address, and the seconds that are left.
-    pub fn of(&self, who: Who, now: Instant) -> impl Iterator<Item = (NameId, Address, u64)> + '_ {
-        let now = now.micros();
-        let held = self.entries_of(who).iter().filter(move |it| it.until > now);
-        held.map(move |it| (NameId(it.name), it.address, (it.until - now) / 1_000_000))
+    /// All that a pod was told: name, address, and until when; what is over, too.
+    pub fn all_of(&self, who: Who) -> impl Iterator<Item = (NameId, Address, Instant)> + '_ {
+        let at = self.find(who);
+        let entries = at.map(|at| self.entries_at(at)).unwrap_or_default();
+        let of = |it: &Entry| (NameId(it.name), it.address, Instant::from_micros(it.until));
+        entries.iter().map(of)
+    }
+
+    /// Known addresses that were looked at for all that was learnt: what an answer costs, besides its reading.
+    pub const fn looked(&self) -> u64 {
+        self.looked
     }
 
     /// How many addresses were learnt, and how many of them had to make room for others before their time.
@@ -209,13 +212,28 @@ impl<'m> Learned<'m> {
         (self.learnt, self.evicted)
     }
 
-    fn entries_of(&self, who: Who) -> &[Entry] {
-        let used = |at: usize| {
-            let part = self.parts.get(at)?;
-            let begin = at * self.room;
-            self.entries.get(begin..begin + part.used as usize)
-        };
-        self.find(who).and_then(used).unwrap_or_default()
+    fn entries_at(&self, at: usize) -> &[Entry] {
+        let begin = at * self.room;
+        let used = self.parts.get(at).map_or(0, |it| it.used as usize);
+        self.entries.get(begin..begin + used).unwrap_or_default()
+    }
+
+    fn heads_at(&self, at: usize) -> &[Index] {
+        let count = book::heads(self.room);
+        let heads = self.heads.get(at * count..(at + 1) * count);
+        heads.unwrap_or_default()
+    }
+
+    fn book(&mut self, at: usize) -> Option<Book<'_>> {
+        let part = at * self.room..(at + 1) * self.room;
+        let heads = book::heads(self.room);
+        Some(Book {
+            entries: self.entries.get_mut(part.clone())?,
+            heads: self.heads.get_mut(at * heads..(at + 1) * heads)?,
+            heap: self.heap.get_mut(part)?,
+            used: &mut self.parts.get_mut(at)?.used,
+            looked: &mut self.looked,
+        })
     }
 
     fn places(&self, link: LinkId) -> impl Iterator<Item = usize> + use<> {
@@ -251,8 +269,13 @@ impl<'m> Learned<'m> {
             asked: 0,
         };
         ring(self.asked, at)?.fill(Asked { key: 0, until: 0 });
+        self.book(at)?.heads.fill(0);
         Some(at)
     }
+}
+
+fn hash(hasher: Hasher, address: Address) -> u64 {
+    hasher.hash([address.high(), address.low()])
 }
 
 fn ring(asked: &mut [Asked], at: usize) -> Option<&mut [Asked]> {
@@ -268,6 +291,11 @@ mod tests {
         pods: 8,
         addresses: 4,
     };
+
+    fn new(memory: &mut [u8]) -> Learned<'_> {
+        let hasher = Hasher::new([5; 16]);
+        Learned::new(&mut Arena::new(memory), &LIMITS, hasher).unwrap()
+    }
 
     fn at(seconds: u64) -> Instant {
         Instant::ZERO + Duration::from_secs(seconds)
@@ -287,7 +315,7 @@ mod tests {
     #[test]
     fn n14_names_hold_as_long_as_said_and_a_little_longer_and_for_nobody_else() {
         let mut memory = vec![0; LIMITS.bytes()];
-        let mut learned = Learned::new(&mut Arena::new(&mut memory), &LIMITS).unwrap();
+        let mut learned = new(&mut memory);
         let (a, b) = (pod(16, 1), pod(17, 1));
         assert!(learned.ask(a, 7, at(1), |_| true) && learned.ask(b, 8, at(1), |_| true));
         assert!(!learned.answered(b, 7, at(2)) && !learned.answered(a, 7, at(40)));
@@ -296,7 +324,9 @@ mod tests {
         learned.learn(a, NameId(6), address(1), 0, at(2));
         let names = |learned: &Learned<'_>, who, seconds, began| {
             let names = learned.names(who, address(1), at(seconds), began);
-            names.iter().map(|it| it.0).collect::<vec::Vec<_>>()
+            let mut names: vec::Vec<_> = names.iter().map(|it| it.0).collect();
+            names.sort_unstable();
+            names
         };
         assert_eq!(names(&learned, a, 6, false), [5, 6]);
         assert_eq!(names(&learned, a, 16, false), [5]);
@@ -314,7 +344,7 @@ mod tests {
     #[test]
     fn n14_a_pod_that_learns_too_much_forgets_its_own_and_nobody_elses() {
         let mut memory = vec![0; LIMITS.bytes()];
-        let mut learned = Learned::new(&mut Arena::new(&mut memory), &LIMITS).unwrap();
+        let mut learned = new(&mut memory);
         let (a, b) = (pod(16, 1), pod(17, 1));
         for who in [a, b] {
             assert!(learned.ask(who, 1, at(1), |_| true));
@@ -323,9 +353,9 @@ mod tests {
         for last in 0..200 {
             learned.learn(a, NameId(1), address(last), 100 + u32::from(last), at(1));
         }
-        let known: vec::Vec<_> = learned.of(a, at(1)).map(|(_, it, _)| it).collect();
+        let known: vec::Vec<_> = learned.all_of(a).map(|(_, it, _)| it).collect();
         assert_eq!(known, [196, 197, 198, 199].map(address));
-        assert_eq!(learned.of(b, at(1)).count(), 1);
+        assert_eq!(learned.all_of(b).count(), 1);
         assert_eq!(learned.counts(), (201, 196));
         for key in 0..1000 {
             assert!(learned.ask(a, key, at(1), |_| true));
@@ -336,7 +366,7 @@ mod tests {
     #[test]
     fn n14_parts_are_given_to_those_who_live() {
         let mut memory = vec![0; LIMITS.bytes()];
-        let mut learned = Learned::new(&mut Arena::new(&mut memory), &LIMITS).unwrap();
+        let mut learned = new(&mut memory);
         for link in 16..24 {
             assert!(learned.ask(pod(link, 1), 1, at(1), |_| true));
         }

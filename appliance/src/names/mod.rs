@@ -9,6 +9,7 @@
 //! tracked, and if it comes from an address that the host calls a resolver. It says something about the pod that asked
 //! and nobody else. What is not understood is sent on all the same: nothing here decides which names can be resolved.
 
+mod book;
 mod learned;
 pub mod message;
 

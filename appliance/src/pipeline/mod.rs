@@ -235,9 +235,9 @@ impl<'m> Pipeline<'m> {
         &self.state.audited
     }
 
-    /// What a pod was told about names that its rules name, and how many seconds that holds.
-    pub fn names_learnt(&self, who: Who) -> impl Iterator<Item = (NameId, Address, u64)> + '_ {
-        self.state.names.of(who, self.now)
+    /// What a pod was told about names that its rules name, and until when that holds or held.
+    pub fn names_learnt(&self, who: Who) -> impl Iterator<Item = (NameId, Address, Instant)> + '_ {
+        self.state.names.all_of(who)
     }
 
     pub const fn stats(&self) -> &Stats<'m> {

@@ -66,7 +66,7 @@ impl<'m> State<'m> {
             limiter: Limiter::new(arena, hasher)?,
             meters: Meters::new(arena)?,
             learned: Learned::new(arena, usize::from(capacity.overlay.peers))?,
-            names: names::Learned::new(arena, &capacity.learned)?,
+            names: names::Learned::new(arena, &capacity.learned, hasher)?,
             wanted: Recent::default(),
             audited: Recent::default(),
             would_deny: 0,
