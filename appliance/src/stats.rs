@@ -45,15 +45,14 @@ pub struct Stats<'m> {
     gso_forwarded: u64,
     gso_forwarded_bytes: u64,
     pub(crate) would_deny: u64,
-    /// Addresses of names: learnt, and evicted.
-    pub(crate) names: (u64, u64),
+    pub(crate) names: crate::names::Counts,
     dropped: [u64; DropReason::COUNT],
     links: &'m mut [LinkCounters],
     pub machine: Machine,
 }
 
 /// Counters that are not of a reason or a link.
-const SCALARS: usize = 18;
+const SCALARS: usize = 19;
 const PER_LINK: usize = 4;
 
 impl<'m> Stats<'m> {
@@ -71,7 +70,7 @@ impl<'m> Stats<'m> {
             gso_forwarded: 0,
             gso_forwarded_bytes: 0,
             would_deny: 0,
-            names: (0, 0),
+            names: Default::default(),
             dropped: [0; DropReason::COUNT],
             links: arena.slice(usize::from(LinkId::LAST) + 1)?,
             machine: Machine::default(),
@@ -259,8 +258,9 @@ impl<'m> Stats<'m> {
             (CounterId::Slices, slices),
             (CounterId::LongSlices, long_slices),
             (CounterId::WouldDeny, self.would_deny),
-            (CounterId::NamesLearnt, self.names.0),
-            (CounterId::NamesEvicted, self.names.1),
+            (CounterId::NamesLearnt, self.names.learnt),
+            (CounterId::NamesEvicted, self.names.evicted),
+            (CounterId::NamesCut, self.names.cut),
         ];
         all.get(index).map(|&(id, value)| Counter { id, value })
     }

@@ -189,6 +189,8 @@ pub enum CounterId {
     /// Addresses that pods were told of names in their rules, and those that had to make room for others before their time.
     NamesLearnt,
     NamesEvicted,
+    /// Answers over TCP to pods with names in their rules of which only the first piece was read, or nothing.
+    NamesCut,
 }
 
 /// Why a change was refused: which object, which of its fields, what is wrong with it.

@@ -305,7 +305,7 @@ mod tests {
             // Those that hold for longest.
             let longest: Vec<_> = (4096 - KNOWN as u64..4096).collect();
             assert_eq!(names, longest);
-            assert_eq!(learned.counts(), (4096, 4096 - KNOWN as u64));
+            assert_eq!(learned.counts().evicted, 4096 - KNOWN as u64);
         });
     }
 

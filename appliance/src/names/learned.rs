@@ -4,6 +4,7 @@ use crate::address::Address;
 use crate::arena::{Arena, OutOfMemory};
 use crate::hash::Hasher;
 use crate::names::book::{self, Book, Entry, Index, Learnt};
+use crate::names::streams::{STREAMS, Stream, Streams};
 use crate::time::{Duration, Instant};
 use heapless::Vec;
 use sluice_contract::LinkId;
@@ -42,13 +43,19 @@ impl Limits {
         addresses: 512,
     };
 
+    /// Links whose streams of answers are followed without taking each other's room: all pods, with rules or without.
+    const fn links(&self) -> usize {
+        self.pods * 4
+    }
+
     /// Bytes, at most.
     pub const fn bytes(&self) -> usize {
         let each = size_of::<Part>()
             + ASKED * size_of::<Asked>()
             + self.addresses * size_of::<Entry>()
             + (self.addresses + book::heads(self.addresses)) * size_of::<Index>();
-        self.pods * each + 512
+        let streams = self.links() * STREAMS * size_of::<Stream>();
+        self.pods * each + streams + 512
     }
 }
 
@@ -93,8 +100,19 @@ pub struct Learned<'m> {
     room: usize,
     hasher: Hasher,
     looked: u64,
-    learnt: u64,
-    evicted: u64,
+    pub streams: Streams<'m>,
+    counts: Counts,
+}
+
+/// What is counted of names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Addresses that were learnt.
+    pub learnt: u64,
+    /// Those that had to make room for others before their time.
+    pub evicted: u64,
+    /// Answers over TCP of which only the first piece was read, or nothing.
+    pub cut: u64,
 }
 
 impl<'m> Learned<'m> {
@@ -117,8 +135,8 @@ impl<'m> Learned<'m> {
             room: addresses,
             hasher,
             looked: 0,
-            learnt: 0,
-            evicted: 0,
+            streams: Streams::new(arena, limits.links())?,
+            counts: Counts::default(),
         })
     }
 
@@ -166,9 +184,10 @@ impl<'m> Learned<'m> {
             return;
         };
         let learnt = book.learn(|it| hash(hasher, it), address, name.0, until);
-        self.learnt += 1;
+        self.counts.learnt += 1;
         let before_its_time = |ended: u64| ended > now.micros();
-        self.evicted += u64::from(matches!(learnt, Learnt::Instead(it) if before_its_time(it)));
+        let is_early = matches!(learnt, Learnt::Instead(it) if before_its_time(it));
+        self.counts.evicted += u64::from(is_early);
     }
 
     /// The names that the pod was told an address has. `began`: for a connection that is there already, which does not end
@@ -207,9 +226,13 @@ impl<'m> Learned<'m> {
         self.looked
     }
 
-    /// How many addresses were learnt, and how many of them had to make room for others before their time.
-    pub const fn counts(&self) -> (u64, u64) {
-        (self.learnt, self.evicted)
+    /// An answer to a pod was not read to its end. Counts for pods that have asked for names of their rules.
+    pub fn cut(&mut self, who: Who) {
+        self.counts.cut += u64::from(self.find(who).is_some());
+    }
+
+    pub const fn counts(&self) -> Counts {
+        self.counts
     }
 
     fn entries_at(&self, at: usize) -> &[Entry] {
@@ -356,7 +379,10 @@ mod tests {
         let known: vec::Vec<_> = learned.all_of(a).map(|(_, it, _)| it).collect();
         assert_eq!(known, [196, 197, 198, 199].map(address));
         assert_eq!(learned.all_of(b).count(), 1);
-        assert_eq!(learned.counts(), (201, 196));
+        let Counts {
+            learnt, evicted, ..
+        } = learned.counts();
+        assert_eq!((learnt, evicted), (201, 196));
         for key in 0..1000 {
             assert!(learned.ask(a, key, at(1), |_| true));
         }

@@ -1,12 +1,12 @@
 //! DNS messages (RFC 1035), as far as policy needs them: one question, and the addresses that answer it.
 //!
-//! Messages come from anybody. Nothing is allocated, a pointer may only point back, and no message costs more than
-//! [`RECORDS`] records.
+//! Messages come from anybody. Nothing is allocated, a pointer may only point back, and the messages of one frame cost no
+//! more than [`RECORDS`] records.
 
 use crate::address::Address;
 use sluice_contract::name::NAME_TEXT;
 
-/// Records that are looked at, all passes together: a hundred addresses at the end of a chain fit.
+/// Records of a frame that are looked at, all messages and passes together: a hundred addresses at the end of a chain fit.
 pub const RECORDS: usize = 1024;
 /// Names that stand for each other, at most.
 const CHAIN: usize = 16;
@@ -81,13 +81,17 @@ pub fn question(message: &[u8]) -> Option<Question> {
 /// The addresses that the message gives to the name of its question, each with the seconds for which that holds.
 ///
 /// # Cost
-/// [`RECORDS`] records at most, each a name of at most 253 bytes.
-pub fn addresses(message: &[u8], question: &Question, mut each: impl FnMut(Address, u32)) {
-    let mut budget = RECORDS;
+/// As many records as `budget` still has, which they are taken from, each with a name of at most 253 bytes.
+pub fn addresses(
+    message: &[u8],
+    question: &Question,
+    budget: &mut usize,
+    mut each: impl FnMut(Address, u32),
+) {
     let mut name = question.name;
     let mut least = u32::MAX;
     for passed in 0.. {
-        let mut all = Records::of(message, question, &mut budget);
+        let mut all = Records::of(message, question, budget);
         let Some(record) = all.find(|it| it.kind == CNAME && it.is_of(message, &name)) else {
             break;
         };
@@ -97,7 +101,7 @@ pub fn addresses(message: &[u8], question: &Question, mut each: impl FnMut(Addre
         name = next;
         least = least.min(record.seconds);
     }
-    for record in Records::of(message, question, &mut budget) {
+    for record in Records::of(message, question, budget) {
         if record.kind != question.kind || !record.is_of(message, &name) {
             continue;
         }

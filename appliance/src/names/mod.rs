@@ -12,8 +12,10 @@
 mod book;
 mod learned;
 pub mod message;
+mod streams;
 
-pub use learned::{KNOWN, Learned, Limits, Who};
+pub use learned::{Counts, KNOWN, Learned, Limits, Who};
+pub use streams::Part;
 
 /// Where resolvers are asked.
 pub const PORT: u16 = 53;

@@ -5,8 +5,8 @@ use crate::address::Address;
 use crate::conntrack::Hit;
 use crate::flow::{Direction, Flow};
 use crate::frame::Frame;
-use crate::names::message::{self, Question};
-use crate::names::{self, KNOWN, Who};
+use crate::names::message::{self, Question, RECORDS};
+use crate::names::{self, KNOWN, Part, Who};
 use crate::observe::Observer;
 use crate::parse::{Fragment, Packet};
 use crate::tables::Place;
@@ -16,7 +16,7 @@ use sluice_contract::LinkId;
 use sluice_contract::name::NameId;
 use zerocopy::FromBytes;
 
-/// Messages of one frame: segments that were put together, or several in one stream.
+/// Messages of one frame: datagrams that were put together, or questions in one segment.
 const MESSAGES: usize = 16;
 
 impl<O: Observer> Stages<'_, '_, O> {
@@ -69,24 +69,56 @@ impl<O: Observer> Stages<'_, '_, O> {
         if hit.direction != Direction::Reply || !believed {
             return;
         }
-        for message in Messages::of(frame, packet) {
-            let Some(question) = message::question(message).filter(|it| it.is_answer) else {
-                continue;
-            };
-            let key = self.key(&asked, &question);
-            if !self.state.names.answered(who, key, self.now) {
-                continue;
+        let mut budget = RECORDS;
+        if packet.protocol == protocol::UDP {
+            for message in Messages::of(frame, packet) {
+                self.learn(who, &asked, message, &mut budget);
             }
-            let all = policy.names_of(who.link, question.name.text());
-            message::addresses(message, &question, |address, seconds| {
-                if self.may_be_named(address) {
-                    for name in &all {
-                        let now = self.now;
-                        self.state.names.learn(who, *name, address, seconds, now);
-                    }
-                }
-            });
+            return;
         }
+        let Some((header, bytes)) = segment(frame, packet) else {
+            return;
+        };
+        let stream = self.stream_key(who, &asked);
+        let sequence = header.sequence.get();
+        if header.has(tcp::SYN) {
+            let first = sequence.wrapping_add(1);
+            self.state.names.streams.begin(who, stream, first);
+        } else if !header.has(tcp::RST) {
+            let streams = &mut self.state.names.streams;
+            let Some(mut piece) = streams.piece(who, stream, sequence, bytes) else {
+                return;
+            };
+            while let Some(part) = self.state.names.streams.next(&mut piece) {
+                if !matches!(part, Part::Whole(_)) {
+                    self.state.names.cut(who);
+                }
+                if let Part::Whole(message) | Part::First(message) = part {
+                    self.learn(who, &asked, message, &mut budget);
+                }
+            }
+        }
+    }
+
+    /// Takes what a message says, if the pod has asked for it.
+    fn learn(&mut self, who: Who, asked: &Flow, message: &[u8], budget: &mut usize) {
+        let Some(question) = message::question(message).filter(|it| it.is_answer) else {
+            return;
+        };
+        let key = self.key(asked, &question);
+        if !self.state.names.answered(who, key, self.now) {
+            return;
+        }
+        let policy = self.tables.policy();
+        let all = policy.names_of(who.link, question.name.text());
+        message::addresses(message, &question, budget, |address, seconds| {
+            if self.may_be_named(address) {
+                for name in &all {
+                    let now = self.now;
+                    self.state.names.learn(who, *name, address, seconds, now);
+                }
+            }
+        });
     }
 
     /// The names under which a pod learnt of an address. `began`: for a connection that is there already.
@@ -124,6 +156,13 @@ impl<O: Observer> Stages<'_, '_, O> {
         !(local || own || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
     }
 
+    /// What tells the streams of answers of a pod from each other: the connection.
+    fn stream_key(&self, who: Who, flow: &Flow) -> u64 {
+        let to = flow.destination();
+        let own = u64::from(who.incarnation) << 16 | u64::from(flow.source_port());
+        self.state.hasher.hash([own, to.high(), to.low()])
+    }
+
     /// What tells one question of a pod from its others: the connection, the number, the name and the type.
     fn key(&self, flow: &Flow, question: &Question) -> u64 {
         let to = flow.destination();
@@ -153,30 +192,41 @@ struct Messages<'a> {
 enum Kind {
     /// Datagrams of this length, one after the other; the last one may be shorter.
     Datagrams(usize),
-    /// Each behind its length (RFC 1035 §4.2.2). One that goes on in the next segment is not read.
+    /// Each behind its length (RFC 1035 §4.2.2): questions, which their pod may as well have made up. One that goes on in the
+    /// next segment is not read.
     Stream,
+}
+
+/// What is there of a packet behind its network header.
+fn transport<'a>(frame: &'a Frame<'_>, packet: &Packet) -> &'a [u8] {
+    let bytes = frame.bytes();
+    let end = bytes.len().min(packet.end as usize);
+    let transport = bytes.get(usize::from(packet.payload)..end);
+    transport.unwrap_or_default()
+}
+
+/// A TCP segment's header and its bytes.
+fn segment<'a>(frame: &'a Frame<'_>, packet: &Packet) -> Option<(&'a tcp::Header, &'a [u8])> {
+    let transport = transport(frame, packet);
+    let (header, _) = tcp::Header::ref_from_prefix(transport).ok()?;
+    Some((header, transport.get(header.header_length()..)?))
 }
 
 impl<'a> Messages<'a> {
     fn of(frame: &'a Frame<'_>, packet: &Packet) -> Self {
-        let bytes = frame.bytes();
-        let end = bytes.len().min(packet.end as usize);
-        let transport = bytes
-            .get(usize::from(packet.payload)..end)
-            .unwrap_or_default();
-        let (begin, kind) = if packet.protocol == protocol::UDP {
+        let (rest, kind) = if packet.protocol == protocol::UDP {
             let size = frame
                 .offload
                 .gso
                 .map_or(usize::MAX, |gso| usize::from(gso.size));
-            (udp::LENGTH, Kind::Datagrams(size.max(1)))
+            let datagrams = transport(frame, packet).get(udp::LENGTH..);
+            (datagrams, Kind::Datagrams(size.max(1)))
         } else {
-            let header = tcp::Header::ref_from_prefix(transport).ok();
-            let begin = header.map_or(usize::MAX, |(header, _)| header.header_length());
-            (begin, Kind::Stream)
+            let bytes = segment(frame, packet).map(|(_, bytes)| bytes);
+            (bytes, Kind::Stream)
         };
         Self {
-            rest: transport.get(begin..).unwrap_or_default(),
+            rest: rest.unwrap_or_default(),
             kind,
             left: MESSAGES,
         }

@@ -6,3 +6,4 @@
 
 mod learning;
 mod message;
+mod streams;

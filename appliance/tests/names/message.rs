@@ -62,7 +62,7 @@ impl Message {
     fn addresses(&self) -> Vec<(String, u32)> {
         let question = question(&self.0).expect("a question");
         let mut all = Vec::new();
-        addresses(&self.0, &question, |address, seconds| {
+        addresses(&self.0, &question, &mut { RECORDS }, |address, seconds| {
             all.push((std::net::IpAddr::from(address).to_string(), seconds));
         });
         all
@@ -122,7 +122,9 @@ fn d06_truncated_and_large_answers_count_as_far_as_they_are_there() {
             continue;
         };
         let mut count = 0;
-        addresses(&whole[..end], &question, |_, _| count += 1);
+        addresses(&whole[..end], &question, &mut { RECORDS }, |_, _| {
+            count += 1;
+        });
         assert_eq!(count, (end - 24) / 16);
     }
     // The bit that says so changes nothing about what is there.
@@ -188,6 +190,14 @@ fn d04_the_worst_message_costs_no_more_than_its_budget() {
     };
     assert_eq!(other(RECORDS / 2 - 1).len(), 1);
     assert_eq!(other(RECORDS / 2), []);
+    // The messages of a frame share it.
+    let two = Message::answer("a.test", A).record("a.test", A, 60, &[192, 0, 2, 1]);
+    let question = question(&two.0).unwrap();
+    let (mut budget, mut found) = (5, 0);
+    for _ in 0..3 {
+        addresses(&two.0, &question, &mut budget, |_, _| found += 1);
+    }
+    assert_eq!((budget, found), (0, 2));
 }
 
 proptest! {
@@ -199,7 +209,7 @@ proptest! {
         }
         if let Some(question) = question(&message) {
             prop_assert!(question.name.text().len() <= NAME_TEXT);
-            addresses(&message, &question, |_, _| ());
+            addresses(&message, &question, &mut { RECORDS }, |_, _| ());
         }
     }
 }
