@@ -7,12 +7,16 @@ use crate::apply::Outcome;
 use crate::pipeline::Pipeline;
 use heapless::{Deque, String, Vec};
 use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
-use sluice_contract::{Generation, ToGuest, ToHost, VERSION, limits};
+use sluice_contract::name::Learnt;
+use sluice_contract::{Generation, LinkId, ToGuest, ToHost, VERSION, limits};
 
 /// Sessions that are remembered so that a replayed `Hello` of one does not end the present one.
 const REMEMBERED: usize = 8;
 /// Short answers that wait to be sent. Each message causes at most two.
 const PENDING: usize = 16;
+
+/// Addresses that are looked at for one page of names, so that no page holds up packets.
+const LOOKS: usize = 512;
 
 /// What the image knows of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +51,16 @@ enum Answer {
     Pong { token: u32 },
 }
 
+/// A question for what pods were told of names, under way.
+#[derive(Clone, Copy, Debug)]
+struct Naming {
+    token: u32,
+    link: Option<LinkId>,
+    cursor: usize,
+    /// So many more are told.
+    left: usize,
+}
+
 /// The session.
 #[derive(Debug)]
 pub struct Session {
@@ -61,6 +75,8 @@ pub struct Session {
     answers: Deque<Answer, PENDING>,
     /// The statistics being read: token and cursor.
     reading: Option<(u32, usize)>,
+    /// The names being read.
+    naming: Option<Naming>,
     /// Neighbors that the host has been asked for.
     wanted: usize,
     audited: usize,
@@ -79,6 +95,7 @@ impl Session {
             former: Deque::new(),
             answers: Deque::new(),
             reading: None,
+            naming: None,
             wanted: 0,
             audited: 0,
             log: None,
@@ -143,6 +160,7 @@ impl Session {
         self.expected = 1;
         self.sequence = 0;
         self.reading = None;
+        self.naming = None;
         self.answers.clear();
         self.state = if version == VERSION {
             State::Open
@@ -169,6 +187,15 @@ impl Session {
             }
             ToGuest::ReadStats { token } => {
                 self.reading = Some((*token, 0));
+                return Order::Continue;
+            }
+            ToGuest::ReadNames { token, link } => {
+                self.naming = Some(Naming {
+                    token: *token,
+                    link: *link,
+                    cursor: 0,
+                    left: limits::NAMES_TOLD,
+                });
                 return Order::Continue;
             }
             ToGuest::Shutdown => return Order::Shutdown,
@@ -237,14 +264,20 @@ impl Session {
             self.audited = next;
             return Some(ToHost::WouldDeny(event));
         }
-        let (token, cursor) = self.reading?;
-        let (counters, rest) = page(pipeline, cursor);
-        self.reading = rest.map(|cursor| (token, cursor));
-        Some(ToHost::Stats {
-            token,
-            counters,
-            last: rest.is_none(),
-        })
+        if let Some((token, cursor)) = self.reading {
+            let (counters, rest) = page(pipeline, cursor);
+            self.reading = rest.map(|cursor| (token, cursor));
+            return Some(ToHost::Stats {
+                token,
+                counters,
+                last: rest.is_none(),
+            });
+        }
+        let mut naming = self.naming.take()?;
+        let token = naming.token;
+        let (names, last) = naming.page(pipeline);
+        self.naming = (!last).then_some(naming);
+        Some(ToHost::Names { token, names, last })
     }
 
     fn to_host(&self, answer: &Answer, pipeline: &Pipeline<'_>) -> ToHost {
@@ -267,6 +300,27 @@ impl Session {
             Answer::Resync { expected } => ToHost::Resync { expected },
             Answer::Pong { token } => ToHost::Pong { token },
         }
+    }
+}
+
+impl Naming {
+    /// One page of names, and whether it is the last one.
+    fn page(&mut self, pipeline: &Pipeline<'_>) -> (Vec<Learnt, { limits::NAMES_BATCH }>, bool) {
+        let mut names = Vec::new();
+        for _ in 0..LOOKS {
+            let next = pipeline.names_from(self.link, self.cursor);
+            let Some((learnt, cursor)) = next.filter(|_| self.left > 0) else {
+                return (names, true);
+            };
+            if let Some(learnt) = learnt {
+                if names.push(learnt).is_err() {
+                    break;
+                }
+                self.left -= 1;
+            }
+            self.cursor = cursor;
+        }
+        (names, false)
     }
 }
 

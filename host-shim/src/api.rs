@@ -50,6 +50,11 @@ pub enum Request {
     PolicyOf {
         pod: String,
     },
+    /// What a pod of the node, or all of them, were told of names in their rules.
+    Names {
+        #[serde(default)]
+        pod: Option<String>,
+    },
     /// Who decides about a connection.
     Trace {
         from: String,
@@ -175,6 +180,10 @@ fn answer(line: &str, node: &Node) -> Result<Value, String> {
         Request::PolicyOf { pod } => {
             let policies = cluster(node)?.policies_of(&pod);
             serde_json::to_value(policies.map_err(|e| e.to_string())?)
+        }
+        Request::Names { pod } => {
+            let names = cluster(node)?.names(pod.as_deref());
+            serde_json::to_value(names.map_err(|e| e.to_string())?)
         }
         Request::Trace { from, to } => {
             let answer = cluster(node)?.trace(&from, &to);

@@ -8,6 +8,10 @@ pub const LINK_ADDRESSES: usize = 4;
 pub const LOG_TEXT: usize = 160;
 /// Counters in one statistics message: keeps the message well below [`FRAME_PAYLOAD`].
 pub const STATS_BATCH: usize = 64;
+/// Addresses of names in one message: in the longest form well below [`FRAME_PAYLOAD`].
+pub const NAMES_BATCH: usize = 64;
+/// Addresses of names that are told for one question: those of a pod always, and of all pods as many.
+pub const NAMES_TOLD: usize = 8_192;
 /// Slots of a Maglev table in one row: with the key, half a kilobyte.
 pub const SLOT_CHUNK: usize = 240;
 /// Different lengths of the source ranges of one Service: each costs a lookup per new connection.

@@ -13,10 +13,11 @@
 //! something unique away (a link its address) is removed before another one takes it.
 
 use crate::limits;
+use crate::name::Learnt;
 use crate::policy::WouldDeny;
 use crate::report::{CounterId, Reject};
 use crate::row::{Key, Row};
-use crate::types::Generation;
+use crate::types::{Generation, LinkId};
 use core::net::IpAddr;
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,11 @@ pub enum ToGuest {
     },
     /// Asks the appliance to end in order.
     Shutdown,
+    /// Asks which addresses a pod was told names have, also those that no longer hold; or for those of all pods that do.
+    ReadNames {
+        token: u32,
+        link: Option<LinkId>,
+    },
 }
 
 /// From the guest to the host.
@@ -108,6 +114,12 @@ pub enum ToHost {
     },
     /// Said at most once a second of the same, and of eight a second.
     WouldDeny(WouldDeny),
+    /// Addresses of names; `last` closes the answer to the `ReadNames` of that token. No more than [`limits::NAMES_TOLD`] in all.
+    Names {
+        token: u32,
+        names: Vec<Learnt, { limits::NAMES_BATCH }>,
+        last: bool,
+    },
 }
 
 /// What a guest says of itself.

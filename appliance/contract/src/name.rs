@@ -4,6 +4,8 @@
 //! without the dot at their end. What addresses a name has the guest learns from the answers that pods get.
 
 use crate::limits;
+use crate::types::LinkId;
+use core::net::IpAddr;
 use heapless::String;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,22 @@ pub struct NameRow {
     /// All names below it, and not itself.
     pub wildcard: bool,
     pub text: String<NAME_TEXT>,
+}
+
+/// An address that a pod was told a name has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Learnt {
+    pub link: LinkId,
+    pub name: NameId,
+    pub address: IpAddr,
+    /// Seconds for which that holds; not above 0: since it does not.
+    pub left: i32,
+}
+
+impl Learnt {
+    pub const fn holds(&self) -> bool {
+        self.left > 0
+    }
 }
 
 impl NameRow {
@@ -50,6 +68,14 @@ impl NameRow {
         self.text.contains('.')
             && self.text.split('.').all(is_label)
             && self.id.0 == number(&self.text, self.wildcard)
+    }
+}
+
+/// As it is written in rules.
+impl core::fmt::Display for NameRow {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let below = if self.wildcard { "*." } else { "" };
+        write!(f, "{below}{}", self.text)
     }
 }
 
@@ -96,6 +122,7 @@ impl Numbers {
 }
 
 const _: () = assert!(NAME_TEXT + 64 < limits::FRAME_PAYLOAD);
+const _: () = assert!(limits::NAMES_BATCH * 40 + 64 < limits::FRAME_PAYLOAD);
 
 #[cfg(test)]
 mod tests {

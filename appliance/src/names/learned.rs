@@ -104,6 +104,9 @@ pub struct Learned<'m> {
     counts: Counts,
 }
 
+/// A name, an address that it has, and until when.
+pub type Told = (NameId, Address, Instant);
+
 /// What is counted of names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -213,12 +216,39 @@ impl<'m> Learned<'m> {
         names
     }
 
-    /// All that a pod was told: name, address, and until when; what is over, too.
-    pub fn all_of(&self, who: Who) -> impl Iterator<Item = (NameId, Address, Instant)> + '_ {
+    /// All that a pod was told; what is over, too.
+    #[cfg(test)]
+    pub(super) fn all_of(&self, who: Who) -> impl Iterator<Item = Told> + '_ {
         let at = self.find(who);
         let entries = at.map(|at| self.entries_at(at)).unwrap_or_default();
-        let of = |it: &Entry| (NameId(it.name), it.address, Instant::from_micros(it.until));
-        entries.iter().map(of)
+        entries.iter().map(told)
+    }
+
+    /// The one of what a pod was told that stands there; what is over, too.
+    pub fn told(&self, who: Who, index: usize) -> Option<Told> {
+        let at = self.find(who)?;
+        self.entries_at(at).get(index).map(told)
+    }
+
+    /// What all pods were told, one after the other: whose, and its number among all there is room for, from `cursor` on.
+    pub fn next_from(&self, cursor: usize) -> Option<(Who, Told, usize)> {
+        let room = self.room.max(1);
+        let (first, mut index) = (cursor / room, cursor % room);
+        for at in first..self.parts.len() {
+            let part = self.parts.get(at)?;
+            let link = u16::try_from(part.link).ok().and_then(LinkId::new);
+            let entry = self.entries_at(at).get(index);
+            if let (Some(link), Some(entry)) = (link, entry) {
+                let incarnation = part.incarnation;
+                return Some((
+                    Who { link, incarnation },
+                    told(entry),
+                    at * room + index + 1,
+                ));
+            }
+            index = 0;
+        }
+        None
     }
 
     /// Known addresses that were looked at for all that was learnt: what an answer costs, besides its reading.
@@ -295,6 +325,11 @@ impl<'m> Learned<'m> {
         self.book(at)?.heads.fill(0);
         Some(at)
     }
+}
+
+fn told(entry: &Entry) -> Told {
+    let until = Instant::from_micros(entry.until);
+    (NameId(entry.name), entry.address, until)
 }
 
 fn hash(hasher: Hasher, address: Address) -> u64 {

@@ -14,7 +14,7 @@ mod learned;
 pub mod message;
 mod streams;
 
-pub use learned::{Counts, KNOWN, Learned, Limits, Who};
+pub use learned::{Counts, KNOWN, Learned, Limits, Told, Who};
 pub use streams::Part;
 
 /// Where resolvers are asked.

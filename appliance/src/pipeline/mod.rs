@@ -32,7 +32,6 @@ use crate::arena::{Arena, OutOfMemory};
 use crate::conntrack::Conntrack;
 use crate::frame::Frame;
 use crate::hash::Hasher;
-use crate::names::Who;
 use crate::observe::{Record, Silent};
 use crate::recent::Recent;
 use crate::stats::Stats;
@@ -41,7 +40,6 @@ use crate::time::{Duration, Instant};
 use crate::verdict::{Originate, Verdict};
 use batch::{BATCH, Core, Ready};
 use sluice_contract::ToGuest;
-use sluice_contract::name::NameId;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::service::ConnectionsRow;
 use state::State;
@@ -233,11 +231,6 @@ impl<'m> Pipeline<'m> {
     /// Connections that began although a rule denies them, because policy is only audited.
     pub const fn audited(&self) -> &Recent<WouldDeny> {
         &self.state.audited
-    }
-
-    /// What a pod was told about names that its rules name, and until when that holds or held.
-    pub fn names_learnt(&self, who: Who) -> impl Iterator<Item = (NameId, Address, Instant)> + '_ {
-        self.state.names.all_of(who)
     }
 
     pub const fn stats(&self) -> &Stats<'m> {

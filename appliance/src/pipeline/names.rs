@@ -1,5 +1,6 @@
 //! What pods ask of names and are told: noted on the way, before the packet goes on.
 
+use super::Pipeline;
 use super::transit::Stages;
 use crate::address::Address;
 use crate::conntrack::Hit;
@@ -13,7 +14,7 @@ use crate::tables::Place;
 use crate::wire::{protocol, tcp, udp};
 use heapless::Vec;
 use sluice_contract::LinkId;
-use sluice_contract::name::NameId;
+use sluice_contract::name::{Learnt, NameId};
 use zerocopy::FromBytes;
 
 /// Messages of one frame: datagrams that were put together, or questions in one segment.
@@ -180,6 +181,45 @@ impl<O: Observer> Stages<'_, '_, O> {
             hasher.hash([sum, u64::from_le_bytes(word)])
         })
     }
+}
+
+impl Pipeline<'_> {
+    /// What pods that are there were told of names, one at a time from `cursor` on, and the cursor behind it: of one pod all,
+    /// of all pods what holds. `Some((None, …))`: there is something that is not to be told.
+    pub fn names_from(&self, of: Option<LinkId>, cursor: usize) -> Option<(Option<Learnt>, usize)> {
+        let names = &self.state.names;
+        let incarnation = |link| self.tables.link(link).map(|it| it.incarnation);
+        let (link, told, next, is_told) = match of {
+            Some(link) => {
+                let incarnation = incarnation(link)?;
+                let told = names.told(Who { link, incarnation }, cursor)?;
+                (link, told, cursor + 1, true)
+            }
+            None => {
+                let (who, told, next) = names.next_from(cursor)?;
+                let is_there = incarnation(who.link) == Some(who.incarnation);
+                (who.link, told, next, is_there && told.2 > self.now)
+            }
+        };
+        let (name, address, until) = told;
+        let left = if until > self.now {
+            // What still holds for a moment is not over.
+            seconds(until.since(self.now).micros() + 999_999)
+        } else {
+            -seconds(self.now.since(until).micros())
+        };
+        let learnt = Learnt {
+            link,
+            name,
+            address: address.into(),
+            left,
+        };
+        Some((is_told.then_some(learnt), next))
+    }
+}
+
+fn seconds(micros: u64) -> i32 {
+    i32::try_from(micros / 1_000_000).unwrap_or(i32::MAX)
 }
 
 /// The messages in one frame.

@@ -1,14 +1,13 @@
 //! Packets: questions and answers through a whole pipeline, and the connections that follow.
 
 use crate::message::Message;
-use sluice_appliance::names::Who;
 use sluice_appliance::names::message::{A, AAAA};
 use sluice_appliance::testing::Bench;
 use sluice_appliance::testing::node::{self, Addresses, UPLINK, V4, V6, ends, outcome, packet};
 use sluice_appliance::time::Duration;
 use sluice_appliance::wire::tcp;
 use sluice_appliance::{Gso, GsoKind, Offload};
-use sluice_contract::name::{NameId, NameRow};
+use sluice_contract::name::{Learnt, NameId, NameRow};
 use sluice_contract::policy::{
     Action, BindingRow, Established, Layer, LayerId, NamedRow, PolicyKey, PolicyRow, RuleId,
     RulesetId, RulesetRow, SettingsRow, SpanEntry, SpanId, SpanRow, Target, port_key,
@@ -20,13 +19,13 @@ use std::net::IpAddr;
 /// Who is asked: outside, and believed.
 pub(crate) const RESOLVER: [&str; 2] = ["203.0.113.53", "2001:db8:99::53"];
 /// Where names lead.
-const SITE: [&str; 2] = ["198.51.100.80", "2001:db8:99::80"];
+pub(crate) const SITE: [&str; 2] = ["198.51.100.80", "2001:db8:99::80"];
 
 fn policy(row: PolicyRow) -> Row {
     Row::Policy(row)
 }
 
-fn name(text: &str) -> NameId {
+pub(crate) fn name(text: &str) -> NameId {
     NameRow::parse(text).unwrap().id
 }
 
@@ -173,7 +172,14 @@ impl Asker {
     }
 
     /// Asks and is told.
-    fn resolve(&self, bench: &mut Bench, id: u16, text: &str, address: &str, seconds: u32) {
+    pub(crate) fn resolve(
+        &self,
+        bench: &mut Bench,
+        id: u16,
+        text: &str,
+        address: &str,
+        seconds: u32,
+    ) {
         let address: IpAddr = address.parse().unwrap();
         let (kind, data) = match address {
             IpAddr::V4(v4) => (A, v4.octets().to_vec()),
@@ -429,16 +435,20 @@ fn n14_names_never_lead_to_the_node_or_to_what_is_local() {
     ]) {
         pod.resolve(&mut bench, id, "example.com", address, 60);
     }
-    let who = Who {
-        link: LinkId::new(16).unwrap(),
-        incarnation: 1,
-    };
-    assert_eq!(bench.pipeline.names_learnt(who).count(), 0);
+    let link = LinkId::new(16);
+    assert_eq!(bench.pipeline.names_from(link, 0), None);
     pod.resolve(&mut bench, 9, "example.com", SITE[0], 60);
-    let learnt: Vec<_> = bench.pipeline.names_learnt(who).collect();
-    assert_eq!(learnt.len(), 1);
-    let until = bench.now + Duration::from_secs(65);
-    assert_eq!((learnt[0].0, learnt[0].2), (name("example.com"), until));
+    let learnt = Learnt {
+        link: link.unwrap(),
+        name: name("example.com"),
+        address: SITE[0].parse().unwrap(),
+        left: 65,
+    };
+    for of in [link, None] {
+        assert_eq!(bench.pipeline.names_from(of, 0), Some((Some(learnt), 1)));
+    }
+    assert_eq!(bench.pipeline.names_from(link, 1), None);
+    assert_eq!(bench.pipeline.names_from(None, 1), None);
 }
 
 #[test]

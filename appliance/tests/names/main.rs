@@ -7,3 +7,4 @@
 mod learning;
 mod message;
 mod streams;
+mod telling;

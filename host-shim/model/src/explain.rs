@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use sluice_contract::name::{Learnt, NameId};
 use sluice_contract::policy::{Action, Direction};
 
 use crate::compile::rules::{Applied, PeerMatch, PortMatch, Rule};
@@ -33,9 +34,45 @@ pub struct Restriction {
     pub peers: Vec<String>,
     /// Empty: everything.
     pub ports: Vec<String>,
+    /// Some of its peers are domains.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub names_domains: bool,
     /// About the connection that was asked for: `None`, it matches; else why it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mismatch: Option<String>,
+    /// If it matches by what the pod was told of a name: what that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learnt: Option<String>,
+}
+
+/// What is known of the names that a pod was told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// Nothing, and why.
+    Unknown(&'static str),
+    /// All of it, over or not.
+    Known(Vec<Learnt>),
+}
+
+impl Told {
+    /// For who has no node to ask.
+    pub const ELSEWHERE: Self =
+        Self::Unknown("the pod's node knows which addresses it was told they have");
+
+    /// The names that an address has.
+    pub(crate) fn names_of(&self, address: Option<IpAddr>) -> Vec<NameId> {
+        let all = self.of(address).filter(|it| it.holds());
+        all.map(|it| it.name).collect()
+    }
+
+    fn of(&self, address: Option<IpAddr>) -> impl Iterator<Item = &Learnt> {
+        let all: &[Learnt] = match self {
+            Self::Unknown(_) => &[],
+            Self::Known(all) => all,
+        };
+        let address = address.map(|it| it.to_canonical());
+        all.iter().filter(move |it| Some(it.address) == address)
+    }
 }
 
 /// The far end of a connection.
@@ -48,6 +85,8 @@ pub(crate) struct Far<'a> {
     pub(crate) ports: &'a [NamedPort],
     /// See [`sluice_contract::policy::port_key`].
     pub(crate) key: u32,
+    /// What the pod whose rules these are was told of names.
+    pub(crate) told: &'a Told,
 }
 
 pub(crate) fn direction_name(direction: Direction) -> &'static str {
@@ -76,6 +115,8 @@ pub(crate) fn restrictions(
         found.isolated |= tier.miss == Action::Deny;
         for rule in tier.rules {
             let mismatch = far.and_then(|far| mismatch(&rule, far, store));
+            let learnt = far.filter(|_| mismatch.is_none());
+            let learnt = learnt.and_then(|far| told_of(&rule, far, true));
             found.rules.push(Restriction {
                 tier: tier.name,
                 action: match rule.action {
@@ -86,7 +127,9 @@ pub(crate) fn restrictions(
                 peers: rule.peers.iter().map(describe_peer).collect(),
                 ports: rule.ports.iter().map(describe_port).collect(),
                 rule: rule.name.to_string(),
+                names_domains: rule.peers.iter().any(|it| matches!(it, PeerMatch::Name(_))),
                 mismatch,
+                learnt,
             });
         }
     }
@@ -98,8 +141,7 @@ fn mismatch(rule: &Rule, far: Far<'_>, store: &Store) -> Option<String> {
         return Some(match (far.group, rule.peers.is_empty()) {
             (_, true) => "the rule has no peer that is understood".into(),
             _ if rule.peers.iter().any(|it| matches!(it, PeerMatch::Name(_))) => {
-                "it names domains: the pod's node knows which addresses it was told they have"
-                    .into()
+                mismatch_by_name(rule, far)
             }
             (Some(_), _) => {
                 "the peer's labels, namespace and address match none of its peers".into()
@@ -117,6 +159,30 @@ fn mismatch(rule: &Rule, far: Far<'_>, store: &Store) -> Option<String> {
     Some("the port is none of its ports".into())
 }
 
+fn mismatch_by_name(rule: &Rule, far: Far<'_>) -> String {
+    let far_end = far.address.map_or("it".into(), |it| it.to_string());
+    match (far.told, told_of(rule, far, false)) {
+        (Told::Unknown(why), _) => format!("it names domains: {why}"),
+        (_, Some(over)) => format!("it names domains: {over}, and not any more"),
+        (_, None) => format!("the pod was not told that any of its domains has {far_end}"),
+    }
+}
+
+/// What the pod was told of the far end's address by which a rule matches, or of which that is over.
+fn told_of(rule: &Rule, far: Far<'_>, holds: bool) -> Option<String> {
+    let mut all = far.told.of(far.address).filter(|it| it.holds() == holds);
+    all.find_map(|learnt| {
+        let mut peers = rule.peers.iter();
+        let peer =
+            peers.find(|it| matches!(it, PeerMatch::Name(name) if name.id == learnt.name))?;
+        let (name, address) = (describe_peer(peer), learnt.address);
+        Some(match learnt.left {
+            left @ 1.. => format!("{name} has {address}, for {left} s more"),
+            left => format!("{name} had {address} until {} s ago", left.unsigned_abs()),
+        })
+    })
+}
+
 fn is_peer(peer: &PeerMatch, far: Far<'_>, store: &Store) -> bool {
     match peer {
         PeerMatch::Everybody => true,
@@ -126,7 +192,10 @@ fn is_peer(peer: &PeerMatch, far: Far<'_>, store: &Store) -> bool {
         PeerMatch::Block(block) => far.address.is_some_and(|address| {
             block.cidr.contains(address) && !block.except.iter().any(|it| it.contains(address))
         }),
-        PeerMatch::Name(_) => false,
+        PeerMatch::Name(name) => {
+            let mut told = far.told.of(far.address);
+            told.any(|it| it.holds() && it.name == name.id)
+        }
     }
 }
 
@@ -142,8 +211,7 @@ fn describe_peer(peer: &PeerMatch) -> String {
             }
             text
         }
-        PeerMatch::Name(name) if name.wildcard => format!("*.{}", name.text),
-        PeerMatch::Name(name) => name.text.to_string(),
+        PeerMatch::Name(name) => name.to_string(),
     }
 }
 

@@ -10,12 +10,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sluice_appliance::policy::{Limits, Policy, Query};
 use sluice_appliance::{Arena, OutOfMemory};
+use sluice_contract::name::NameId;
 use sluice_contract::policy::{Direction, RuleId, port_key};
 use sluice_contract::{Identity, LinkId, Protocol, Row};
 
 use crate::compile::{Attached, Config, Group, Rehearsal, RuleName};
 use crate::diff::Tables;
-use crate::explain::{Far, Restriction, Restrictions, direction_name, restrictions};
+use crate::explain::{Far, Restriction, Restrictions, Told, direction_name, restrictions};
 use crate::object::{Name, NamedPort};
 use crate::store::Store;
 
@@ -142,7 +143,11 @@ impl fmt::Display for Answer {
                 side.direction, side.pod, side.because
             )?;
             for it in &side.considered {
-                let why = it.mismatch.as_deref().unwrap_or("matches");
+                let why = match (&it.mismatch, &it.learnt) {
+                    (Some(why), _) => why.clone(),
+                    (None, Some(learnt)) => format!("matches, since {learnt}"),
+                    (None, None) => "matches".into(),
+                };
                 writeln!(f, "    {} ({}): {why}", it.rule, it.action)?;
             }
         }
@@ -160,7 +165,8 @@ struct Found {
     address: IpAddr,
 }
 
-/// Answers a question on a store. `here`: the pods of this node, if there is one.
+/// Answers a question on a store. `here`: the pods of this node, if there is one. `told`: what such a pod was told of names;
+/// asked only if its rules name any.
 ///
 /// # Errors
 /// A pod is not there, or the rules are beyond measure.
@@ -169,6 +175,7 @@ pub fn trace(
     config: &Config,
     here: &BTreeMap<LinkId, Attached>,
     question: &Question,
+    told: impl Fn(LinkId) -> Told,
 ) -> Result<Answer, Wrong> {
     let ends = [&question.from, &question.to];
     let mut pods: [Option<Found>; 2] = [None, None];
@@ -193,7 +200,17 @@ pub fn trace(
         let (Some(pod), End::Pod(name)) = (&pods[own], ends[own]) else {
             continue;
         };
+        let named = direction == Direction::Egress && here.contains_key(&pod.link) && {
+            let rules = restrictions(store, &pod.group, direction, None).rules;
+            rules.iter().any(|it| it.names_domains)
+        };
+        let told = if named {
+            told(pod.link)
+        } else {
+            Told::ELSEWHERE
+        };
         let far = Far {
+            told: &told,
             group: pods[far].as_ref().map(|it| &it.group),
             address: address(far),
             ports,
@@ -208,7 +225,8 @@ pub fn trace(
             port: question.port,
         };
         let restrictions = restrictions(store, &pod.group, direction, Some(far));
-        let side = judge(&mut rehearsal, &query, name, restrictions)?;
+        let names = told.names_of(far.address);
+        let side = judge(&mut rehearsal, (&query, &names), name, restrictions)?;
         answer.accepted &= side.accepted;
         answer.sides.push(side);
     }
@@ -261,13 +279,13 @@ fn find(
 
 fn judge(
     rehearsal: &mut Rehearsal,
-    query: &Query,
+    (query, names): (&Query, &[NameId]),
     pod: &Name,
     restrictions: Restrictions,
 ) -> Result<Side, Wrong> {
     let decision = rehearse(&rehearsal.tables, |policy| {
         let peer = policy.identity_of(query.peer_address);
-        policy.judge(&Query { peer, ..*query })
+        policy.judge_named(&Query { peer, ..*query }, names)
     })
     .map_err(|error| Wrong::TooLarge(error.wanted))?;
     let name = rehearsal.names().get(decision.rule);
@@ -275,7 +293,14 @@ fn judge(
         (RuleId::NONE, _) if restrictions.rules.is_empty() => "no policy selects the pod".into(),
         (RuleId::NONE, _) => "no rule matches, and the pod is not isolated".into(),
         (_, Some(name @ RuleName { index: None, .. })) => format!("no rule matches; {name}"),
-        (_, Some(name)) => name.to_string(),
+        (_, Some(name)) => {
+            let name = name.to_string();
+            let rule = restrictions.rules.iter().find(|it| it.rule == name);
+            match rule.and_then(|it| it.learnt.as_ref()) {
+                Some(learnt) => format!("{name}: {learnt}"),
+                None => name,
+            }
+        }
         (rule, None) => format!("rule {}", rule.0),
     };
     Ok(Side {

@@ -9,6 +9,7 @@ use std::fs;
 
 use sluice_contract::Protocol;
 use sluice_model::compile::{Config, DefaultDeny, Model};
+use sluice_model::explain::Told;
 use sluice_model::object::{Kind, Name, Object, PolicyPort, Port, Prefix};
 use sluice_model::source::dir;
 use sluice_model::store::{Event, Store};
@@ -62,7 +63,14 @@ fn store() -> Store {
 
 fn ask(from: &str, to: &str) -> Answer {
     let question = Question::parse(from, to).unwrap();
-    trace(&store(), &Config::default(), &BTreeMap::new(), &question).unwrap()
+    trace(
+        &store(),
+        &Config::default(),
+        &BTreeMap::new(),
+        &question,
+        |_| Told::ELSEWHERE,
+    )
+    .unwrap()
 }
 
 #[test]
@@ -162,7 +170,13 @@ fn questions_that_make_no_sense_are_refused() {
         );
     }
     let question = Question::parse("nobody", "shop/web:80").unwrap();
-    let wrong = trace(&store(), &Config::default(), &BTreeMap::new(), &question);
+    let wrong = trace(
+        &store(),
+        &Config::default(),
+        &BTreeMap::new(),
+        &question,
+        |_| Told::ELSEWHERE,
+    );
     assert_eq!(wrong, Err(Wrong::NoPod(Name::new("default", "nobody"))));
     let six = Question::parse("fd00::1", "[fd00::2]:80").unwrap_or_else(|it| panic!("{it}"));
     assert_eq!(six.to.to_string(), "fd00::2");
@@ -218,7 +232,10 @@ fn n17_pods_that_no_policy_selects_are_denied_all_but_the_exceptions() {
         model.compile();
         let ask = |from: &str, to: &str| {
             let question = Question::parse(from, to).unwrap();
-            trace(model.store(), &config, &BTreeMap::new(), &question).unwrap()
+            trace(model.store(), &config, &BTreeMap::new(), &question, |_| {
+                Told::ELSEWHERE
+            })
+            .unwrap()
         };
         // Open only where nothing is denied by default.
         for (from, to) in [
@@ -295,6 +312,7 @@ fn n15_what_is_said_about_requests_is_reported_and_fails_closed() {
             &Config::default(),
             &BTreeMap::new(),
             &question,
+            |_| Told::ELSEWHERE,
         )
         .unwrap();
         assert!(!answer.accepted, "{action}: {answer:?}");

@@ -248,6 +248,7 @@ fn render(request: &Request, answer: Value) -> io::Result<String> {
         Request::SelfTest
         | Request::Policies
         | Request::PolicyOf { .. }
+        | Request::Names { .. }
         | Request::Trace { .. }
         | Request::Services => format!("{answer}\n"),
         Request::Drops => drops(&serde_json::from_value::<Vec<DropReport>>(answer)?),

@@ -1,14 +1,17 @@
 //! What the node says of the cluster. The types are the API's and the CLI's alike.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use sluice_contract::name::Learnt;
+use sluice_contract::{LinkId, limits};
 use sluice_model::compile::Snapshot;
-use sluice_model::explain::Restrictions;
+use sluice_model::explain::{Restrictions, Told};
 use sluice_model::finding::Severity;
-use sluice_model::object::Kind;
+use sluice_model::object::{Kind, Name};
 use sluice_model::overview::{self, PolicySummary, ServiceSummary};
 use sluice_model::trace::{self, Answer, Question};
 
@@ -16,6 +19,13 @@ use super::{Cluster, pod_name};
 
 /// Findings in a report; the log has had the others.
 const FINDINGS: usize = 100;
+
+/// Longest wait for the appliance to say what pods were told.
+const ANSWER: Duration = Duration::from_secs(2);
+/// It did not.
+const SILENT: Told = Told::Unknown(
+    "the appliance did not say which addresses the pod was told they have; see `sluice status`",
+);
 
 /// The source and what came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,6 +71,39 @@ pub struct RowCounts {
 pub struct PodPolicies {
     pub pod: String,
     pub directions: Vec<Restrictions>,
+    /// The addresses that it was told names in its rules have, if there are any and its appliance answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<LearntName>,
+}
+
+/// What pods of this node were told of names in their rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearntNames {
+    pub names: Vec<LearntName>,
+    /// There is more than is told at once.
+    pub more: bool,
+}
+
+/// An address that a name has for a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LearntName {
+    pub pod: String,
+    pub link: u16,
+    pub name: String,
+    pub address: IpAddr,
+    /// For how long that holds.
+    pub seconds: i32,
+}
+
+/// Why nothing can be said of what a pod was told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTold {
+    #[error("There is no pod {0}: `sluice link list` has those of this node")]
+    NoPod(Name),
+    #[error("Pod {pod} is not on this node: ask on {node}, where it is")]
+    Elsewhere { pod: Name, node: String },
+    #[error("The appliance did not answer within {ANSWER:?}: `sluice status` says how it is")]
+    Silent,
 }
 
 impl Cluster {
@@ -139,11 +182,61 @@ impl Cluster {
     /// There is no such pod.
     pub fn policies_of(&self, pod: &str) -> Result<PodPolicies, trace::Wrong> {
         let name = pod_name(pod);
-        let directions = self.ask(|now| trace::show(&now.store, &now.links, &name))?;
-        Ok(PodPolicies {
-            pod: name.to_string(),
-            directions: directions.into(),
+        self.ask(|now| {
+            let directions = trace::show(&now.store, &now.links, &name)?;
+            let mut rules = directions.iter().flat_map(|it| &it.rules);
+            let link = link_of(now, &name).filter(|_| rules.any(|it| it.names_domains));
+            let told = link.and_then(|link| self.shared.control.names(Some(link), ANSWER));
+            Ok(PodPolicies {
+                pod: name.to_string(),
+                directions: directions.into(),
+                names: self.described(now, &told.unwrap_or_default()),
+            })
         })
+    }
+
+    /// What a pod of this node, or all of them, were told of names in their rules.
+    ///
+    /// # Errors
+    /// [`NotTold`]
+    pub fn names(&self, pod: Option<&str>) -> Result<LearntNames, NotTold> {
+        let pod = pod.map(pod_name);
+        self.ask(|now| {
+            let link = pod.map(|pod| match (link_of(now, &pod), now.store.pod(&pod)) {
+                (Some(link), _) => Ok(link),
+                (None, None) => Err(NotTold::NoPod(pod)),
+                (None, Some(described)) => {
+                    let node = described.node.clone();
+                    let node = node.map_or("the node".into(), |it| it.to_string());
+                    Err(NotTold::Elsewhere { pod, node })
+                }
+            });
+            let told = self.shared.control.names(link.transpose()?, ANSWER);
+            let told = told.ok_or(NotTold::Silent)?;
+            Ok(LearntNames {
+                names: self.described(now, &told),
+                more: told.len() >= limits::NAMES_TOLD,
+            })
+        })
+    }
+
+    /// What holds, in words. What no rule names any more is left out.
+    fn described(&self, now: &Snapshot, told: &[Learnt]) -> Vec<LearntName> {
+        let mut state = self.shared.lock();
+        let tables = state.model.tables();
+        let held = told.iter().filter(|it| it.holds());
+        let describe = |it: &Learnt| {
+            Some(LearntName {
+                pod: now.links.get(&it.link)?.pod.to_string(),
+                link: it.link.raw(),
+                name: tables.name(it.name)?.to_string(),
+                address: it.address,
+                seconds: it.left,
+            })
+        };
+        let mut all: Vec<_> = held.filter_map(describe).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Who decides about a connection.
@@ -152,7 +245,11 @@ impl Cluster {
     /// An end is not there, or the question is none.
     pub fn trace(&self, from: &str, to: &str) -> Result<Answer, trace::Wrong> {
         let question = Question::parse(from, to)?;
-        self.ask(|now| trace::trace(&now.store, &now.config, &now.links, &question))
+        let told = |link| match self.shared.control.names(Some(link), ANSWER) {
+            Some(names) => Told::Known(names),
+            None => SILENT,
+        };
+        self.ask(|now| trace::trace(&now.store, &now.config, &now.links, &question, told))
     }
 
     /// All Services that have an address.
@@ -169,4 +266,10 @@ impl Cluster {
         drop(turn);
         answer
     }
+}
+
+/// The link of a pod of this node.
+fn link_of(now: &Snapshot, pod: &Name) -> Option<LinkId> {
+    let mut links = now.links.iter();
+    links.find(|(_, it)| it.pod == *pod).map(|(link, _)| *link)
 }

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use sluice_contract::name::{Learnt, NameRow};
 use sluice_contract::policy::{PolicyKey, PolicyRow, RulesetId};
 use sluice_contract::row::LinkRow;
 use sluice_contract::service::{AddressRole, ServiceRow};
 use sluice_contract::{Identity, Key, LinkId, Mac, Row};
 
+use super::report::{LearntName, NotTold};
 use super::{Cluster, pod_name};
 use crate::config::Config;
 use crate::control::Control;
@@ -358,6 +360,81 @@ fn what_is_asked_about_policy_is_answered_from_the_same_tables() {
     let of = ground.cluster.policies_of("shop/web").unwrap();
     assert!(of.directions[0].isolated && !of.directions[1].isolated);
     assert!(ground.cluster.policies_of("shop/nobody").is_err());
+}
+
+const NAMES: &str = "
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: names}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: client}}}}
+  egress:
+  - {action: Accept, to: [{domainNames: ['*.site.test']}]}
+  - {action: Deny, to: [{networks: [0.0.0.0/0]}]}
+";
+
+#[test]
+fn n14_what_pods_were_told_is_listed_and_explains_a_trace() {
+    let mut ground = Ground::new("told", &[("pods.yaml", PODS), ("names.yaml", NAMES)]);
+    assert!(ground.cluster.await_pod(&pod_name("shop/web"), LIMIT));
+    ground.attach("shop/client", 17, 2);
+    let cluster = &ground.cluster;
+    assert_eq!(cluster.names(None), Err(NotTold::Silent));
+    let trace = |cluster: &Cluster, to: &str| cluster.trace("shop/client", to).unwrap();
+    let silent = trace(cluster, "192.0.2.1:443");
+    assert!(!silent.accepted && silent.to_string().contains("sluice status"));
+
+    let learnt = |link, name: &str, last, left| Learnt {
+        link: LinkId::new(link).unwrap(),
+        name: NameRow::parse(name).unwrap().id,
+        address: [192, 0, 2, last].into(),
+        left,
+    };
+    ground.guest.lock().unwrap().names = vec![
+        learnt(17, "*.site.test", 2, 30),
+        learnt(17, "*.site.test", 1, 20),
+        learnt(17, "*.site.test", 3, -20),
+        learnt(17, "no.rule.test", 4, 20),
+        learnt(99, "*.site.test", 5, 20),
+    ];
+    ground.serve();
+    let revision = ground.control.revision();
+    let key = Key::Link(LinkId::new(17).unwrap());
+    ground.control.wait(revision, key, LIMIT).unwrap();
+    let cluster = &ground.cluster;
+    let told = |address: [u8; 4], seconds| LearntName {
+        pod: "shop/client".into(),
+        link: 17,
+        name: "*.site.test".into(),
+        address: address.into(),
+        seconds,
+    };
+    let names = vec![told([192, 0, 2, 1], 20), told([192, 0, 2, 2], 30)];
+    for of in [None, Some("shop/client")] {
+        let all = cluster.names(of).unwrap();
+        assert_eq!((&all.names, all.more), (&names, false));
+    }
+    assert_eq!(cluster.policies_of("shop/client").unwrap().names, names);
+    assert_eq!(cluster.policies_of("shop/web").unwrap().names, []);
+    let elsewhere = cluster.names(Some("shop/web")).unwrap_err().to_string();
+    assert!(elsewhere.contains("not on this node"), "{elsewhere}");
+    let nobody = cluster.names(Some("shop/nobody")).unwrap_err().to_string();
+    assert!(nobody.contains("no pod shop/nobody"), "{nobody}");
+    for (last, accepted, why) in [
+        (1, true, "*.site.test has 192.0.2.1, for 20 s more"),
+        (3, false, "*.site.test had 192.0.2.3 until 20 s ago"),
+        (
+            4,
+            false,
+            "was not told that any of its domains has 192.0.2.4",
+        ),
+    ] {
+        let answer = trace(cluster, &format!("192.0.2.{last}:443"));
+        assert_eq!(answer.accepted, accepted);
+        assert!(answer.to_string().contains(why), "{answer}");
+    }
 }
 
 #[test]

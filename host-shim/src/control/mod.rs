@@ -24,9 +24,10 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 use sluice_contract::message::{Counter, GuestHello};
+use sluice_contract::name::Learnt;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::report::{Reject, RejectReason};
-use sluice_contract::{Generation, Key, Row, VERSION};
+use sluice_contract::{Generation, Key, LinkId, Row, VERSION};
 
 use self::desired::Desired;
 use self::session::Event;
@@ -93,6 +94,8 @@ struct State {
     stats: Option<(u32, Vec<Counter>)>,
     /// The token to be asked for next.
     stats_wanted: Option<u32>,
+    names: Option<(u32, Vec<Learnt>)>,
+    names_wanted: Option<(u32, Option<LinkId>)>,
     token: u32,
     shut_down: bool,
     stop: bool,
@@ -299,6 +302,22 @@ impl Control {
         })
     }
 
+    /// Asks the guest what a pod was told of names, also what is over; or for all pods what holds. Whoever asks next takes the
+    /// turn of who waits.
+    pub fn names(&self, link: Option<LinkId>, limit: Duration) -> Option<Vec<Learnt>> {
+        let token = {
+            let mut state = self.0.lock();
+            state.token = state.token.wrapping_add(1);
+            state.names_wanted = Some((state.token, link));
+            state.token
+        };
+        self.0.wake();
+        self.0.wait(limit, |state| {
+            let (_, names) = state.names.take_if(|(answered, _)| *answered == token)?;
+            Some(names)
+        })
+    }
+
     /// Asks the guest to end in order.
     pub fn shut_down_guest(&self) {
         self.0.lock().shut_down = true;
@@ -382,6 +401,7 @@ impl State {
                 self.status.refused = self.desired.refusals().map(name).collect();
             }
             Event::Stats { token, counters } => self.stats = Some((token, counters)),
+            Event::Names { token, names } => self.names = Some((token, names)),
             Event::Log { .. } | Event::Fault { .. } if !self.admits_line() => {
                 self.status.lines_dropped += 1;
             }

@@ -135,6 +135,11 @@ impl Server {
         {
             state.stats_wanted = None;
         }
+        if let Some((token, link)) = state.names_wanted
+            && peer.session.ask_for_names(token, link)
+        {
+            state.names_wanted = None;
+        }
     }
 
     fn advance(&mut self) {

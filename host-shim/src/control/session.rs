@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
 use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
+use sluice_contract::name::Learnt;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::report::Reject;
-use sluice_contract::{Generation, ToGuest, ToHost, VERSION};
+use sluice_contract::{Generation, LinkId, ToGuest, ToHost, VERSION, limits};
 
 use super::desired::{Change, Desired};
 
@@ -45,6 +46,8 @@ pub enum Event {
     Refused(Reject),
     /// The answer to a question for counters.
     Stats { token: u32, counters: Vec<Counter> },
+    /// The answer to a question for names.
+    Names { token: u32, names: Vec<Learnt> },
     /// A line of the guest's log.
     Log { level: Level, text: String },
     /// The guest says that it is about to end.
@@ -94,6 +97,7 @@ pub struct Session {
     heard: Instant,
     ping: Option<Instant>,
     stats: Option<(u32, Vec<Counter>)>,
+    names: Option<(u32, Vec<Learnt>)>,
 }
 
 impl Session {
@@ -114,6 +118,7 @@ impl Session {
             heard: now,
             ping: None,
             stats: None,
+            names: None,
         };
         session.greet(now);
         session
@@ -173,12 +178,26 @@ impl Session {
 
     /// Asks for the counters; false when there is nobody to ask.
     pub fn ask_for_stats(&mut self, token: u32) -> bool {
-        let open = matches!(self.phase, Phase::Settled { .. } | Phase::Committing { .. });
+        let open = self.is_open();
         if open {
             self.stats = Some((token, Vec::new()));
             self.send(&ToGuest::ReadStats { token });
         }
         open
+    }
+
+    /// Asks what a pod, or all pods were told of names; false when there is nobody to ask.
+    pub fn ask_for_names(&mut self, token: u32, link: Option<LinkId>) -> bool {
+        let open = self.is_open();
+        if open {
+            self.names = Some((token, Vec::new()));
+            self.send(&ToGuest::ReadNames { token, link });
+        }
+        open
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Settled { .. } | Phase::Committing { .. })
     }
 
     /// Asks the guest to end in order.
@@ -249,6 +268,7 @@ impl Session {
             ToHost::Fault { text } => events.push(Event::Fault {
                 text: text.as_str().into(),
             }),
+            ToHost::Names { token, names, last } => self.named(token, &names, last, events),
             ToHost::Unresolved { address } => events.push(Event::Unresolved(address)),
             ToHost::WouldDeny(event) => events.push(Event::WouldDeny(event)),
         }
@@ -331,6 +351,17 @@ impl Session {
         }
     }
 
+    fn named(&mut self, token: u32, batch: &[Learnt], last: bool, events: &mut Vec<Event>) {
+        let Some((_, names)) = self.names.as_mut().filter(|(asked, _)| *asked == token) else {
+            return;
+        };
+        let room = limits::NAMES_TOLD.saturating_sub(names.len());
+        names.extend(batch.iter().take(room));
+        if last && let Some((token, names)) = self.names.take() {
+            events.push(Event::Names { token, names });
+        }
+    }
+
     fn commit(
         &mut self,
         now: Instant,
@@ -377,6 +408,7 @@ impl Session {
         };
         self.pause = (self.pause * 2).min(PAUSE[1]);
         self.stats = None;
+        self.names = None;
         events.push(Event::Restarted { why });
     }
 

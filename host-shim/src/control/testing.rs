@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
 use sluice_contract::message::{Counter, Envelope, GuestHello};
+use sluice_contract::name::Learnt;
 use sluice_contract::report::{CounterId, Field, Reject, RejectReason};
-use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION};
+use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION, limits};
 
 /// The guest's end by the rules in the contract's `message.rs`: it keeps the rows and nothing else.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Guest {
     pub rows: BTreeMap<Key, Row>,
     pub shadow: Option<(BTreeMap<Key, Row>, Option<Reject>)>,
     pub generation: Generation,
+    /// What its pods were told of names.
+    pub names: Vec<Learnt>,
 }
 
 impl Default for Guest {
@@ -40,6 +43,7 @@ impl Default for Guest {
             rows: BTreeMap::new(),
             shadow: None,
             generation: Generation(0),
+            names: Vec::new(),
         }
     }
 }
@@ -139,6 +143,20 @@ impl Guest {
                         token,
                         counters,
                         last,
+                    });
+                }
+            }
+            ToGuest::ReadNames { token, link } => {
+                let names = self.names.iter();
+                let names = names.filter(|it| link.is_none_or(|link| it.link == link));
+                let names = names.copied().collect::<Vec<_>>();
+                let pages = names.len().div_ceil(limits::NAMES_BATCH).max(1);
+                for n in 0..pages {
+                    let rest = names.iter().skip(n * limits::NAMES_BATCH);
+                    self.send(ToHost::Names {
+                        token,
+                        names: rest.take(limits::NAMES_BATCH).copied().collect(),
+                        last: n + 1 == pages,
                     });
                 }
             }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use sluice_contract::message::Counter;
+use sluice_contract::name::{Learnt, NameId};
 use sluice_contract::report::{CounterId, Field, RejectReason};
 use sluice_contract::row::{LinkRow, NodeRow};
 use sluice_contract::types::Identity;
-use sluice_contract::{Generation, LinkId, Mac, Row, VERSION};
+use sluice_contract::{Generation, LinkId, Mac, Row, VERSION, limits};
 
 use super::desired::Desired;
 use super::session::{Event, Session};
@@ -286,6 +287,32 @@ fn quiet_channel_costs_a_ping_every_few_seconds_and_no_more() {
     }
     assert!(bytes > 0 && bytes < 2000, "{bytes} bytes in a minute");
     assert_eq!(channel.in_force().len(), 1);
+}
+
+#[test]
+fn n14_names_come_in_pages_as_one_answer_and_no_more_than_is_told_at_once() {
+    for count in [0, 3, limits::NAMES_BATCH, limits::NAMES_TOLD + 100] {
+        let mut guest = Guest::default();
+        let learnt = |n: usize| Learnt {
+            link: LinkId::new(16 + (n % 2) as u16).unwrap(),
+            name: NameId(n as u64),
+            address: [10, 0, 0, 1].into(),
+            left: n as i32,
+        };
+        guest.names = (0..count).map(learnt).collect();
+        let mut channel = Channel::new(guest, Desired::default());
+        assert!(!channel.host.ask_for_names(4, None), "nobody is there yet");
+        channel.exchanges(3);
+        for (token, link) in [(5, None), (6, LinkId::new(17))] {
+            assert!(channel.host.ask_for_names(token, link));
+            channel.exchanges(1);
+            let wanted = (0..count).map(learnt);
+            let wanted = wanted.filter(|it| link.is_none_or(|link| link == it.link));
+            let names: Vec<_> = wanted.take(limits::NAMES_TOLD).collect();
+            let told = Event::Names { token, names };
+            assert_eq!(channel.events.last(), Some(&told));
+        }
+    }
 }
 
 #[test]

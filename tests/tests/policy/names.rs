@@ -104,6 +104,29 @@ fn denied(lab: &Lab) -> u64 {
     of_reason.map_or(0, |drop| drop["count"].as_u64().expect("a count"))
 }
 
+/// The node says what its client was told, and by which name it passes.
+fn assert_told(lab: &Lab, site: &str) {
+    let names = lab.sluice(&["policy", "names", "pod-0", "-o", "json"]);
+    let names: Value = serde_json::from_str(&names.expect("names")).expect("json");
+    let mut told = names["names"].as_array().expect("a list").iter();
+    let told = told.find(|it| it["address"] == site).expect("the site");
+    assert_eq!(
+        (&told["name"], &told["pod"]),
+        (&json!("site.test"), &json!("default/pod-0"))
+    );
+    // The resolver's 600 seconds and five more.
+    let seconds = told["seconds"].as_i64().expect("seconds");
+    assert!((1..=605).contains(&seconds), "{seconds}");
+    let target = format!("{site}:7000");
+    let trace = lab
+        .sluice(&["policy", "trace", "pod-0", &target])
+        .expect("a trace");
+    assert!(
+        trace.contains(&format!("site.test has {site}, for ")),
+        "{trace}"
+    );
+}
+
 #[test]
 fn n14_d05_names_lead_where_the_resolver_said_and_nowhere_else() {
     need!(
@@ -147,6 +170,8 @@ fn n14_d05_names_lead_where_the_resolver_said_and_nowhere_else() {
             "packets were denied before one passed"
         );
         policy::until(client, &site4, 7000, true).expect("what was learnt");
+
+        assert_told(&lab, &site4);
 
         // Nothing is hidden, and nothing else is allowed.
         assert!(is_resolved(client, "other.test"));

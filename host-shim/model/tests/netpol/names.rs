@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use sluice_appliance::policy::Query;
-use sluice_contract::name::{NameId, NameRow};
+use sluice_contract::name::{Learnt, NameId, NameRow};
 use sluice_contract::policy::{Direction, PolicyKey, PolicyRow};
 use sluice_contract::{Identity, Key, Protocol, Row};
 use sluice_model::compile::{Config, Model};
+use sluice_model::explain::Told;
 use sluice_model::object::{Kind, Name, ObjectKey};
 use sluice_model::store::Event;
 use sluice_model::trace::{Question, trace};
@@ -219,7 +220,14 @@ fn n14_wrong_names_are_reported_with_their_field_and_denials_by_name_fail_closed
         )];
         let model = model(&world);
         let question = Question::parse("x/a", &format!("{OUTSIDE}:443")).unwrap();
-        let answer = trace(model.store(), model.config(), model.links(), &question).unwrap();
+        let answer = trace(
+            model.store(),
+            model.config(),
+            model.links(),
+            &question,
+            |_| Told::ELSEWHERE,
+        )
+        .unwrap();
         assert!(!answer.accepted, "{action}");
     }
 }
@@ -230,11 +238,76 @@ fn n14_a_trace_names_the_rule_and_says_what_it_cannot_know() {
     world.cluster_policies = vec![allow_list()];
     let model = model(&world);
     let question = Question::parse("x/a", &format!("{OUTSIDE}:443")).unwrap();
-    let answer = trace(model.store(), model.config(), model.links(), &question).unwrap();
+    let answer = trace(
+        model.store(),
+        model.config(),
+        model.links(),
+        &question,
+        |_| Told::ELSEWHERE,
+    )
+    .unwrap();
     let rule = &answer.sides[0].considered[1];
     assert_eq!(rule.peers, ["example.com", "*.cdn.test"]);
     assert!(
         rule.mismatch.as_ref().unwrap().contains("domains"),
         "{rule:?}"
     );
+}
+
+#[test]
+fn n14_a_trace_says_by_which_name_it_passes_or_that_none_is_known_any_more() {
+    let mut world = world();
+    world.cluster_policies = vec![allow_list()];
+    let model = model(&world);
+    let side = |to: &str, told: Told| {
+        let question = Question::parse("x/a", to).unwrap();
+        let links = model.links();
+        let answer = trace(model.store(), model.config(), links, &question, |link| {
+            assert_eq!(links[&link].pod, Name::new("x", "a"));
+            told.clone()
+        });
+        answer.unwrap().sides.remove(0)
+    };
+    let learnt = |name: &str, address: &str, left| Learnt {
+        link: link(0),
+        name: id(name),
+        address: address.parse().unwrap(),
+        left,
+    };
+    let known = || {
+        Told::Known(vec![
+            learnt("*.cdn.test", OUTSIDE, 34),
+            learnt("example.com", "192.0.2.8", -40),
+            learnt("elsewhere.test", "192.0.2.9", 40),
+            learnt("*.cdn.test", "192.0.2.99", 50),
+        ])
+    };
+    let passes = side("192.0.2.7:443", known());
+    assert!(passes.accepted);
+    let learnt = "*.cdn.test has 192.0.2.7, for 34 s more";
+    assert!(passes.because.ends_with(learnt), "{}", passes.because);
+    assert_eq!(passes.considered[1].learnt.as_deref(), Some(learnt));
+    for (to, why) in [
+        ("192.0.2.7:80", "the port is none of its ports"),
+        (
+            "192.0.2.8:443",
+            "it names domains: example.com had 192.0.2.8 until 40 s ago, and not any more",
+        ),
+        (
+            "192.0.2.9:443",
+            "the pod was not told that any of its domains has 192.0.2.9",
+        ),
+    ] {
+        let denied = side(to, known());
+        assert!(!denied.accepted, "{to}");
+        assert_eq!(denied.considered[1].mismatch.as_deref(), Some(why));
+        assert_eq!(denied.considered[1].learnt, None);
+    }
+    // What is denied before the name is asked stays so.
+    let denied = side("192.0.2.99:443", known());
+    assert!(!denied.accepted && !denied.because.contains("cdn"));
+    let silent = side("192.0.2.7:443", Told::Unknown("nobody says"));
+    assert!(!silent.accepted);
+    let why = silent.considered[1].mismatch.as_deref();
+    assert_eq!(why, Some("it names domains: nobody says"));
 }

@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice_host::api::{self, ClientError, Request};
 use sluice_host::cluster::pod_name;
-use sluice_host::cluster::report::PodPolicies;
+use sluice_host::cluster::report::{LearntName, LearntNames, PodPolicies};
 use sluice_model::compile::Config;
-use sluice_model::explain::Restrictions;
+use sluice_model::explain::{Restrictions, Told};
 use sluice_model::finding::Severity;
 use sluice_model::object::{Forwarding, Kind};
 use sluice_model::overview::{self, PolicySummary, PortSummary, ServiceSummary};
@@ -44,6 +44,11 @@ pub(crate) enum PolicyCommand {
         pod: String,
         #[command(flatten)]
         from: From,
+    },
+    /// The addresses that pods of this node were told names in their rules have, and for how many seconds that holds
+    Names {
+        /// The pod, like default/web; all of them if none is named
+        pod: Option<String>,
     },
     /// May this connection begin, which rule decides, and why do the others not match?
     ///
@@ -100,9 +105,18 @@ impl Asker<'_> {
                     let name = pod_name(pod);
                     let directions = trace::show(store, &BTreeMap::new(), &name)?.into();
                     let pod = name.to_string();
-                    Ok(PodPolicies { pod, directions })
+                    Ok(PodPolicies {
+                        pod,
+                        directions,
+                        names: Vec::new(),
+                    })
                 })?;
                 self.print(&shown, show)
+            }
+            PolicyCommand::Names { pod } => {
+                let request = Request::Names { pod: pod.clone() };
+                let learnt = api::ask(self.socket, &request)?;
+                self.print(&learnt, names)
             }
             PolicyCommand::Trace {
                 source,
@@ -115,8 +129,13 @@ impl Asker<'_> {
                 };
                 let answer = self.answer(from, &request, |store| {
                     let question = Question::parse(source, target)?;
-                    let answer =
-                        trace::trace(store, &Config::default(), &BTreeMap::new(), &question)?;
+                    let answer = trace::trace(
+                        store,
+                        &Config::default(),
+                        &BTreeMap::new(),
+                        &question,
+                        |_| Told::ELSEWHERE,
+                    )?;
                     Ok(answer)
                 })?;
                 self.print(&answer, Answer::to_string)?;
@@ -237,6 +256,30 @@ fn show(shown: &PodPolicies) -> String {
     let mut text = format!("{}\n", shown.pod);
     for it in &shown.directions {
         text += &direction(it);
+    }
+    for it in &shown.names {
+        text += &format!(
+            "told: {} has {}, for {} s\n",
+            it.name, it.address, it.seconds
+        );
+    }
+    text
+}
+
+fn names(learnt: &LearntNames) -> String {
+    let head = ["POD", "LINK", "NAME", "ADDRESS", "SECONDS"];
+    let row = |it: &LearntName| {
+        [
+            it.pod.clone(),
+            it.link.to_string(),
+            it.name.clone(),
+            it.address.to_string(),
+            it.seconds.to_string(),
+        ]
+    };
+    let mut text = table(head, &learnt.names.iter().map(row).collect::<Vec<_>>());
+    if learnt.more {
+        text += "there is more than is told at once: name a pod to see all of its own\n";
     }
     text
 }
