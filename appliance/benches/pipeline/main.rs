@@ -9,6 +9,7 @@
     reason = "a benchmark that cannot go on says where"
 )]
 
+mod names;
 mod remote;
 
 use sluice_appliance::testing::node::{self, V4, V6, service};
@@ -383,12 +384,13 @@ fn main() {
         "one core, 60 B frames, batches of 64", "a packet", ""
     );
     let mut random = Random(0x1234_5678_9abc_def1);
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("hits", hits_and_misses),
         ("services", by_services),
         ("outside", out_of_the_cluster),
         ("adversary", adversary),
         ("remote", remote::by_ranges),
+        ("names", names::by_names),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
