@@ -55,6 +55,7 @@ fn deny_list(audit: bool) -> Vec<Row> {
             host_reaches_pods: true,
             established: Established::Judged,
             audit,
+            audit_node: false,
         })),
         span(
             2,

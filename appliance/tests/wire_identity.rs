@@ -114,6 +114,7 @@ fn policy(friend: Identity, known: Identity) -> Vec<Row> {
             host_reaches_pods: true,
             established: Established::Judged,
             audit: false,
+            audit_node: false,
         }),
         PolicyRow::Span(SpanRow {
             id: SpanId(1),

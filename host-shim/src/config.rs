@@ -16,6 +16,7 @@ use sluice_contract::limits;
 use crate::announce::config::AnnounceConfig;
 use crate::cluster::config::{PolicyConfig, ServicesConfig, SourceConfig};
 use crate::hostlink::config::HostLinkConfig;
+use crate::hostlink::policy::HostPolicyConfig;
 use crate::uplink::config::UplinkConfig;
 use crate::wiring::Mode;
 
@@ -160,6 +161,9 @@ pub struct Config {
     pub source: Option<SourceConfig>,
     #[serde(default)]
     pub policy: PolicyConfig,
+    /// How the source's NodePolicies are applied to this node itself.
+    #[serde(default)]
+    pub host_policy: HostPolicyConfig,
     #[serde(default)]
     pub services: ServicesConfig,
     /// Where a node with a source answers `/healthz` and `/livez`, as kube-proxy does; 0: nowhere.
@@ -318,7 +322,7 @@ impl Config {
         if let Some(Err((field, reason))) = self.source.as_ref().map(SourceConfig::check) {
             return refuse(field, reason);
         }
-        if let Err((field, reason)) = self.policy.check() {
+        if let Err((field, reason)) = self.policy.check().and_then(|()| self.host_policy.check()) {
             return refuse(field, reason);
         }
         if let Some(Err((field, reason))) = self.uplink.as_ref().map(UplinkConfig::check) {

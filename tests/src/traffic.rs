@@ -29,12 +29,20 @@ pub fn at(address: &str, port: u16) -> String {
 /// # Errors
 /// If it does not listen in time.
 pub fn serve(netns: &Netns) -> Result<Running> {
+    serve_at(netns, PORT)
+}
+
+/// The same at another port.
+///
+/// # Errors
+/// If it does not listen in time.
+pub fn serve_at(netns: &Netns, port: u16) -> Result<Running> {
     let mut command = netns.command(program("sluice-load"));
-    let listen = format!("[::]:{PORT}");
+    let listen = format!("[::]:{port}");
     command.args(["serve", &listen]).stdout(Stdio::null());
     let server = Running::start("sluice-load", &mut command)?;
     command::until("the traffic server", PATIENCE, || {
-        let port = format!(":{PORT}");
+        let port = format!(":{port}");
         let listening = netns.run(&["ss", "-ltnH", "sport", "=", &port])?;
         ensure!(!listening.trim().is_empty(), "not listening yet");
         Ok(())

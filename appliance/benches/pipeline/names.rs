@@ -37,6 +37,7 @@ fn rules(names: &[String]) -> Vec<Row> {
             host_reaches_pods: true,
             established: Established::Judged,
             audit: false,
+            audit_node: false,
         }),
         PolicyRow::Span(SpanRow {
             id: SpanId(1),

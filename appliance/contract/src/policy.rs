@@ -148,12 +148,14 @@ pub struct SettingsRow {
     pub established: Established,
     /// What rules deny passes, and is told to the host as [`WouldDeny`].
     pub audit: bool,
+    /// The same of what the node's own policy denies: that of [`LinkId::HOST`].
+    pub audit_node: bool,
 }
 
 /// A connection that began although a rule denies it, because policy is only audited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WouldDeny {
-    /// The pod whose policy was asked.
+    /// The pod whose policy was asked, or [`LinkId::HOST`].
     pub link: LinkId,
     pub direction: Direction,
     pub peer: IpAddr,
@@ -178,7 +180,8 @@ pub struct IdentityRow {
     pub identity: Identity,
 }
 
-/// Which rules hold for the pod behind a link.
+/// Which rules hold for the pod behind a link; at [`LinkId::HOST`], for the node itself. A node without such a row may do
+/// everything, whatever [`SettingsRow::unbound`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindingRow {
     pub link: LinkId,

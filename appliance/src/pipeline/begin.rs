@@ -11,15 +11,12 @@ use crate::frame::Frame;
 use crate::nat::{self, Candidates};
 use crate::observe::{Observer, Step};
 use crate::parse::{Fragment, Packet};
-use crate::policy::Query;
 use crate::reply::{self, Trouble};
 use crate::service::{self, Choice, NoChoice, Origin, Question};
 use crate::tables::Place;
 use crate::verdict::Verdict;
 use crate::wire::protocol;
-use sluice_contract::name::NameId;
-use sluice_contract::policy::{Direction as PolicyDirection, RuleId, WouldDeny};
-use sluice_contract::{DropReason, Identity, LinkId, Protocol};
+use sluice_contract::{DropReason, LinkId, Protocol};
 
 /// UDP ports of tunnels: VXLAN by IANA and by Linux, Geneve.
 const TUNNEL_PORTS: [u16; 3] = [4789, 8472, 6081];
@@ -274,104 +271,6 @@ impl<O: Observer> Stages<'_, '_, O> {
                     _ => DropReason::CtInvalid.into(),
                 })
             }
-        }
-    }
-
-    /// Whether the pods at both ends agree, each for itself. `begun` is what the backend will see, but for its source, which is the
-    /// true one. `is_old`: it has begun before.
-    pub(super) fn policy(
-        &mut self,
-        ingress: LinkId,
-        begun: &Flow,
-        place: Place,
-        is_old: bool,
-    ) -> Result<RuleId, Refusal> {
-        let policy = self.tables.policy();
-        let identity = |place: Place, address| match place {
-            Place::Link(link) => self.tables.link(link).map(|link| link.identity()),
-            Place::Node { .. } => Some(Identity::HOST),
-            _ => Some(policy.identity_of(core::net::IpAddr::from(address))),
-        };
-        let source = match Origin::of(ingress) {
-            Origin::Outside => identity(Place::Elsewhere, begun.source()),
-            Origin::Node => Some(Identity::HOST),
-            Origin::Pod => identity(Place::Link(ingress), begun.source()),
-        }
-        .unwrap_or(Identity::WORLD);
-        let told = self.origin.and_then(|origin| origin.identity);
-        let sources = match told.filter(|told| told.is_pod() && *told != source) {
-            // Of an address that nobody has yet, its node is believed.
-            Some(told) if source == Identity::WORLD => [Some(told), None],
-            // One of them is out of date, or a lie: only what both may is allowed.
-            differs => [Some(source), differs],
-        };
-        let destination = identity(place, begun.destination()).unwrap_or(Identity::WORLD);
-        let mut rule = RuleId::NONE;
-        let target = match place {
-            Place::Link(link) => Some(link),
-            _ => None,
-        };
-        if target == Some(ingress) {
-            // A pod may always reach itself.
-            return Ok(rule);
-        }
-        if ingress.is_pod() {
-            let peer = (destination, begun.destination());
-            let names = self.names_at(ingress, begun.destination(), is_old);
-            rule = self.ask(ingress, PolicyDirection::Egress, peer, begun, &names)?;
-        }
-        if let Some(link) = target.filter(|link| link.is_pod()) {
-            for source in sources.into_iter().flatten() {
-                let peer = (source, begun.source());
-                rule = self.ask(link, PolicyDirection::Ingress, peer, begun, &[])?;
-            }
-        }
-        Ok(rule)
-    }
-
-    fn ask(
-        &mut self,
-        link: LinkId,
-        direction: PolicyDirection,
-        (peer, address): (Identity, Address),
-        begun: &Flow,
-        names: &[NameId],
-    ) -> Result<RuleId, Refusal> {
-        let query = Query {
-            link,
-            direction,
-            peer,
-            peer_address: address.into(),
-            protocol: Protocol::from_number(begun.protocol()),
-            port: begun.destination_port(),
-        };
-        let decision = self.tables.policy().judge_named(&query, names);
-        self.observer.note(Step::Policy {
-            direction,
-            link,
-            peer,
-            rule: decision.rule,
-            accepted: decision.accepted,
-        });
-        if !decision.accepted && self.tables.policy().is_audited() {
-            if !O::DRY {
-                self.state.would_deny = self.state.would_deny.wrapping_add(1);
-                let event = WouldDeny {
-                    link,
-                    direction,
-                    peer: address.into(),
-                    protocol: begun.protocol(),
-                    port: begun.destination_port(),
-                    rule: decision.rule,
-                };
-                self.state.audited.note(event, self.now);
-            }
-            return Ok(decision.rule);
-        }
-        match (decision.accepted, direction) {
-            (true, _) => Ok(decision.rule),
-            (false, PolicyDirection::Egress) => Err(DropReason::PolicyEgress.into()),
-            (false, PolicyDirection::Ingress) => Err(DropReason::PolicyIngress.into()),
         }
     }
 

@@ -14,6 +14,7 @@
 //! A batch is parsed as a whole first, so that the cache misses of its connections, and of the rows that new ones will ask for,
 //! overlap.
 
+mod agree;
 mod answer;
 mod batch;
 mod begin;

@@ -10,6 +10,7 @@
 //! Per layer: one class lookup, two walks through spans. With the binding and the ruleset at most 2 + 3 × (1 + 2 × 24) table lookups
 //! of at most sixteen comparisons each; for a pod whose policies name pods and ports: five.
 
+mod guard;
 mod lookup;
 mod names;
 mod rows;

@@ -207,6 +207,7 @@ fn policy(others: bool) -> Vec<Row> {
             host_reaches_pods: true,
             established: Established::Judged,
             audit: false,
+            audit_node: false,
         })),
         Row::Policy(PolicyRow::Span(SpanRow { id: all, entries })),
         Row::Policy(PolicyRow::Ruleset(RulesetRow {

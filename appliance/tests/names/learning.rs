@@ -75,6 +75,7 @@ fn rows(names: &[&str]) -> Vec<Row> {
             host_reaches_pods: true,
             established: Established::Judged,
             audit: false,
+            audit_node: false,
         })),
         span(1, &ask),
         span(2, &secure),

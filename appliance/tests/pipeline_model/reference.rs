@@ -220,11 +220,20 @@ impl Reference {
         {
             return Err(DropReason::PolicyEgress);
         }
-        let Place::Pod(pod) = target else {
-            return Ok(());
+        let (guard, may) = self.world.guard;
+        if from == LinkId::HOST {
+            // Its own pods and itself are always reached.
+            let is_own = matches!(target, Place::Pod(_) | Place::Node);
+            return (may || is_own)
+                .then_some(())
+                .ok_or(DropReason::PolicyEgress);
+        }
+        let ingress = match target {
+            Place::Pod(pod) => self.world.ingress[pod],
+            Place::Node => guard,
+            _ => return Ok(()),
         };
-        let accepted = match self.world.ingress[pod] {
-            _ if from == LinkId::HOST => true,
+        let accepted = match ingress {
             Ingress::Everything => true,
             Ingress::Nothing => false,
             Ingress::FirstPod => self.place(source) == Place::Pod(0),

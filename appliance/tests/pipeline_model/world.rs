@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) ingress: [Ingress; PODS],
     /// The pod may send.
     pub(crate) egress: [bool; PODS],
+    /// What may come to the node itself, and whether it may send to others than its pods.
+    pub(crate) guard: (Ingress, bool),
     pub(crate) incarnations: [u32; PODS],
     pub(crate) masquerade_all: bool,
     pub(crate) masquerade_egress: bool,
@@ -62,6 +64,7 @@ pub(crate) enum Change {
     Service(usize, Svc),
     Ingress(usize, Ingress),
     Egress(usize, bool),
+    Guard(Ingress, bool),
     Restart(usize),
     Nat(bool, bool, bool),
     Kept(bool),
@@ -86,6 +89,7 @@ impl World {
             services: [svc(0), svc(1), svc(2)],
             ingress: [Ingress::Everything; PODS],
             egress: [true; PODS],
+            guard: (Ingress::Everything, true),
             incarnations: [1; PODS],
             masquerade_all: false,
             masquerade_egress: true,
@@ -103,6 +107,7 @@ impl World {
             Change::Service(n, svc) => self.services[*n] = svc.clone(),
             Change::Ingress(pod, ingress) => self.ingress[*pod] = *ingress,
             Change::Egress(pod, may) => self.egress[*pod] = *may,
+            Change::Guard(ingress, may) => self.guard = (*ingress, *may),
             Change::Restart(pod) => self.incarnations[*pod] += 1,
             Change::Nat(all, egress, detect) => {
                 self.masquerade_all = *all;
@@ -212,6 +217,7 @@ impl World {
                 host_reaches_pods: true,
                 established: Established::Judged,
                 audit: false,
+                audit_node: false,
             }),
             PolicyRow::Span(SpanRow {
                 id: SpanId(1),
@@ -225,15 +231,17 @@ impl World {
             layer(1, false),
             layer(2, true),
         ];
-        for pod in 0..PODS {
+        let pods = (0..PODS).map(|pod| (link_of(pod), self.ingress[pod], self.egress[pod]));
+        let node = (LinkId::HOST, self.guard.0, self.guard.1);
+        for (link, ingress, egress) in pods.chain([node]) {
             rows.push(PolicyRow::Binding(BindingRow {
-                link: link_of(pod),
-                ingress: RulesetId(match self.ingress[pod] {
+                link,
+                ingress: RulesetId(match ingress {
                     Ingress::Everything => 0,
                     Ingress::Nothing => 1,
                     Ingress::FirstPod => 2,
                 }),
-                egress: RulesetId(u64::from(!self.egress[pod])),
+                egress: RulesetId(u64::from(!egress)),
             }));
         }
         rows
@@ -290,7 +298,8 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
     ]);
     prop_oneof![
         6 => (0..SERVICES, svc()).prop_map(|(n, svc)| Change::Service(n, svc)),
-        3 => (0..PODS, ingress).prop_map(|(pod, what)| Change::Ingress(pod, what)),
+        3 => (0..PODS, ingress.clone()).prop_map(|(pod, what)| Change::Ingress(pod, what)),
+        2 => (ingress, prop::bool::weighted(0.7)).prop_map(|(what, may)| Change::Guard(what, may)),
         2 => (0..PODS, prop::bool::weighted(0.7)).prop_map(|(pod, may)| Change::Egress(pod, may)),
         2 => (0..PODS).prop_map(Change::Restart),
         2 => any::<(bool, bool, bool)>().prop_map(|(a, b, c)| Change::Nat(a, b, c)),

@@ -1,4 +1,4 @@
-//! Which rules hold for a pod, and for a connection which of them match and why the others do not. For people; what decides
+//! Which rules hold for a pod or a node, and for a connection which of them match and why the others do not. For people; what decides
 //! is the guest's own code, see [`crate::trace`].
 
 use std::fmt::Write;
@@ -13,12 +13,12 @@ use crate::compile::{Group, TierName};
 use crate::object::NamedPort;
 use crate::store::Store;
 
-/// What policies say about a pod in one direction.
+/// What policies say about a pod or a node in one direction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Restrictions {
     /// `ingress` or `egress`.
     pub direction: String,
-    /// Some NetworkPolicy selects the pod: what no rule accepts is denied.
+    /// Some NetworkPolicy selects the pod, or NodePolicy the node: what no rule accepts is denied.
     pub isolated: bool,
     /// In the order in which they are asked.
     pub rules: Vec<Restriction>,
@@ -96,10 +96,10 @@ pub(crate) fn direction_name(direction: Direction) -> &'static str {
     }
 }
 
-/// All rules for the pods of a group in one direction; with a far end, whether they match it.
+/// All rules that hold in one direction; with a far end, whether they match it.
 pub(crate) fn restrictions(
     store: &Store,
-    group: &Group,
+    applied: Option<Applied>,
     direction: Direction,
     far: Option<Far<'_>>,
 ) -> Restrictions {
@@ -108,7 +108,7 @@ pub(crate) fn restrictions(
         isolated: false,
         rules: Vec::new(),
     };
-    let Some(applied) = Applied::find(store, group, direction) else {
+    let Some(applied) = applied else {
         return found;
     };
     for tier in applied.tiers(store) {

@@ -29,6 +29,11 @@ pub struct PolicySummary {
     /// Pods that it is about, in the cluster and on this node.
     pub pods: usize,
     pub pods_here: usize,
+    /// Of a NodePolicy: the nodes that it is about, and whether this one is among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_here: Option<bool>,
 }
 
 /// A Service.
@@ -57,8 +62,13 @@ pub struct PortSummary {
     pub local_ready: usize,
 }
 
-/// All policies, cluster-wide ones first, in the order in which they are asked.
-pub fn policies<'a>(store: &Store, here: impl Iterator<Item = &'a Name>) -> Vec<PolicySummary> {
+/// All policies: of pods first, cluster-wide ones before others, in the order in which they are asked. `node`: this one, if there
+/// is one, and `here` its pods.
+pub fn policies<'a>(
+    store: &Store,
+    node: Option<&str>,
+    here: impl Iterator<Item = &'a Name>,
+) -> Vec<PolicySummary> {
     let here: Vec<&Name> = here.collect();
     let groups = Groups::of(store, &here);
     let mut cluster: Vec<_> = store.cluster_policies().collect();
@@ -80,6 +90,8 @@ pub fn policies<'a>(store: &Store, here: impl Iterator<Item = &'a Name>) -> Vec<
             egress_rules: rules(it.egress.len()),
             pods,
             pods_here,
+            nodes: None,
+            node_here: None,
         }
     });
     let of_namespaces = store.network_policies().map(|it| {
@@ -95,9 +107,26 @@ pub fn policies<'a>(store: &Store, here: impl Iterator<Item = &'a Name>) -> Vec<
             egress_rules: it.egress.as_ref().map(Vec::len),
             pods,
             pods_here,
+            nodes: None,
+            node_here: None,
         }
     });
-    of_cluster.chain(of_namespaces).collect()
+    let of_nodes = store.node_policies().map(|it| {
+        let chosen = store.nodes().filter(|node| it.nodes.matches(&node.labels));
+        PolicySummary {
+            kind: Kind::NodePolicy,
+            name: it.name.to_string(),
+            tier: None,
+            priority: None,
+            ingress_rules: it.ingress.as_ref().map(Vec::len),
+            egress_rules: it.egress.as_ref().map(Vec::len),
+            pods: 0,
+            pods_here: 0,
+            nodes: Some(chosen.count()),
+            node_here: node.map(|name| it.nodes.matches(&store.node_labels(name))),
+        }
+    });
+    of_cluster.chain(of_namespaces).chain(of_nodes).collect()
 }
 
 fn selects(subject: &PodSelector, group: &Group, namespace: &Labels) -> bool {

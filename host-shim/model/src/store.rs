@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::finding::Finding;
 use crate::object::{
-    ClusterPolicy, EndpointSlice, Kind, Labels, Name, NamedPort, NetworkPolicy, Node, Object,
-    ObjectKey, Pod, Service,
+    ClusterPolicy, EndpointSlice, Kind, Labels, Name, NamedPort, NetworkPolicy, Node, NodePolicy,
+    Object, ObjectKey, Pod, Service,
 };
 
 /// What a source says.
@@ -46,6 +46,7 @@ pub struct Changes {
     pub services: BTreeSet<Name>,
     pub network_policies: BTreeSet<Name>,
     pub cluster_policies: BTreeSet<Name>,
+    pub node_policies: BTreeSet<Name>,
 }
 
 impl Changes {
@@ -75,6 +76,7 @@ pub struct Store {
     pub(crate) slices_of: Shared<Name, BTreeSet<Name>>,
     pub(crate) network_policies: Shared<Name, NetworkPolicy>,
     pub(crate) cluster_policies: Shared<Name, ClusterPolicy>,
+    pub(crate) node_policies: Shared<Name, NodePolicy>,
     findings: BTreeMap<String, Vec<Finding>>,
     changes: Changes,
     in_sync: bool,
@@ -125,6 +127,7 @@ impl Store {
             slices_of: self.slices_of.clone(),
             network_policies: self.network_policies.clone(),
             cluster_policies: self.cluster_policies.clone(),
+            node_policies: self.node_policies.clone(),
             in_sync: self.in_sync,
             lost: self.lost.clone(),
             ..Self::default()
@@ -159,6 +162,7 @@ impl Store {
             services: self.services.keys().cloned().collect(),
             network_policies: self.network_policies.keys().cloned().collect(),
             cluster_policies: self.cluster_policies.keys().cloned().collect(),
+            node_policies: self.node_policies.keys().cloned().collect(),
         }
     }
 
@@ -172,6 +176,7 @@ impl Store {
             Kind::EndpointSlice => self.slices.len(),
             Kind::NetworkPolicy => self.network_policies.len(),
             Kind::ClusterNetworkPolicy => self.cluster_policies.len(),
+            Kind::NodePolicy => self.node_policies.len(),
         }
     }
 
@@ -197,6 +202,12 @@ impl Store {
 
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
+    }
+
+    /// The labels of a node; one that nobody has described has none.
+    pub(crate) fn node_labels(&self, name: &str) -> Arc<Labels> {
+        let node = self.nodes.get(name);
+        node.map(|it| it.labels.clone()).unwrap_or_default()
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
@@ -228,6 +239,10 @@ impl Store {
 
     pub fn cluster_policies(&self) -> impl Iterator<Item = &ClusterPolicy> {
         self.cluster_policies.values()
+    }
+
+    pub fn node_policies(&self) -> impl Iterator<Item = &NodePolicy> {
+        self.node_policies.values()
     }
 
     /// The slices of a service.
@@ -318,6 +333,12 @@ impl Store {
                 if self.cluster_policies.get(&name) != Some(&it) {
                     self.changes.cluster_policies.insert(name.clone());
                     Arc::make_mut(&mut self.cluster_policies).insert(name, it);
+                }
+            }
+            Object::NodePolicy(it) => {
+                if self.node_policies.get(&name) != Some(&it) {
+                    self.changes.node_policies.insert(name.clone());
+                    Arc::make_mut(&mut self.node_policies).insert(name, it);
                 }
             }
         }
@@ -412,6 +433,12 @@ impl Store {
                     self.changes.cluster_policies.insert(name.clone());
                 }
             }
+            Kind::NodePolicy => {
+                let gone = Arc::make_mut(&mut self.node_policies).remove(name);
+                if gone.is_some() {
+                    self.changes.node_policies.insert(name.clone());
+                }
+            }
         }
     }
 
@@ -447,6 +474,7 @@ impl Store {
                 let given = given.filter(|name| !self.own_policies.contains(name));
                 given.cloned().collect()
             }
+            Kind::NodePolicy => self.node_policies.keys().cloned().collect(),
         }
     }
 }

@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sluice_appliance::policy::{Limits, Policy, Query};
+use sluice_appliance::policy::{Decision, Limits, Policy, Query};
 use sluice_appliance::{Arena, OutOfMemory};
-use sluice_contract::name::NameId;
 use sluice_contract::policy::{Direction, RuleId, port_key};
 use sluice_contract::{Identity, LinkId, Protocol, Row};
 
+use crate::compile::rules::Applied;
 use crate::compile::{Attached, Config, Group, Rehearsal, RuleName};
 use crate::diff::Tables;
 use crate::explain::{Far, Restriction, Restrictions, Told, direction_name, restrictions};
@@ -24,16 +25,24 @@ use crate::store::Store;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     Pod(Name),
+    /// A node itself.
+    Node(Arc<str>),
     Address(IpAddr),
 }
 
-/// `namespace/pod`, `pod` (in `default`) or an address.
+/// Before the name of a node.
+const NODE: &str = "node:";
+
+/// `namespace/pod`, `pod` (in `default`), `node:name` or an address.
 impl FromStr for End {
     type Err = Wrong;
 
     fn from_str(text: &str) -> Result<Self, Wrong> {
         if let Ok(address) = text.parse() {
             return Ok(Self::Address(address));
+        }
+        if let Some(name) = text.strip_prefix(NODE).filter(|it| !it.is_empty()) {
+            return Ok(Self::Node(name.into()));
         }
         let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
         if namespace.is_empty() || name.is_empty() || name.contains('/') {
@@ -47,6 +56,7 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pod(name) => write!(f, "{name}"),
+            Self::Node(name) => write!(f, "node {name}"),
             Self::Address(address) => write!(f, "{address}"),
         }
     }
@@ -97,25 +107,30 @@ impl Question {
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
-    #[error("{0:?} is not NAMESPACE/POD or an address, with :PORT/PROTOCOL behind the destination")]
+    #[error(
+        "{0:?} is not NAMESPACE/POD, node:NAME or an address, with :PORT/PROTOCOL behind the destination"
+    )]
     Question(String),
     #[error("There is no pod {0}")]
     NoPod(Name),
+    #[error("There is no node {0}")]
+    NoNode(Arc<str>),
     #[error("The rules do not fit into {0} bytes")]
     TooLarge(usize),
 }
 
-/// The answer: both ends have to agree.
+/// The answer: both ends have to agree. Between nodes nothing passes the appliance, and neither has a say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     pub accepted: bool,
-    /// The source's egress first; an end that is no pod of the cluster has nothing to say.
+    /// The source's egress first; an end that is neither a pod of the cluster nor a node has nothing to say.
     pub sides: Vec<Side>,
 }
 
 /// What the policies of one end say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Side {
+    /// A pod, or `node` and a name.
     pub pod: String,
     /// `egress` or `ingress`.
     pub direction: String,
@@ -159,17 +174,26 @@ impl fmt::Display for Answer {
 const NOWHERE: [u16; 2] = [0x100, 0];
 
 /// A pod of this node, or of another.
-struct Found {
+struct FoundPod {
     group: Group,
     link: LinkId,
     address: IpAddr,
+    /// Where it runs, if anybody says so.
+    node: Option<Arc<str>>,
+}
+
+/// Who is at an end, and has policies.
+enum Found {
+    Pod(FoundPod),
+    Node(Arc<str>),
+    Other,
 }
 
 /// Answers a question on a store. `here`: the pods of this node, if there is one. `told`: what such a pod was told of names;
 /// asked only if its rules name any.
 ///
 /// # Errors
-/// A pod is not there, or the rules are beyond measure.
+/// A pod or node is not there, or the rules are beyond measure.
 pub fn trace(
     store: &Store,
     config: &Config,
@@ -177,77 +201,179 @@ pub fn trace(
     question: &Question,
     told: impl Fn(LinkId) -> Told,
 ) -> Result<Answer, Wrong> {
-    let ends = [&question.from, &question.to];
-    let mut pods: [Option<Found>; 2] = [None, None];
     let mut links = here.clone();
-    for (index, (end, found)) in (0u16..).zip(ends.into_iter().zip(&mut pods)) {
-        let End::Pod(name) = end else { continue };
-        *found = find(store, name, index, &mut links)?;
-    }
-    let address = |index: usize| match (ends[index], &pods[index]) {
-        (End::Address(address), _) => Some(*address),
-        (_, Some(found)) => Some(found.address),
-        // On its node's network.
-        (End::Pod(name), None) => store.pod(name).and_then(|it| it.addresses.first().copied()),
-    };
-    let ports: &[NamedPort] = pods[1].as_ref().map_or(&[], |it| &it.group.ports);
-    let mut rehearsal = Rehearsal::new(store, config, &links);
+    let ends = [&question.from, &question.to];
+    let found = [
+        find(store, config, &question.from, 0, &mut links)?,
+        find(store, config, &question.to, 1, &mut links)?,
+    ];
     let mut answer = Answer {
         accepted: true,
         sides: Vec::new(),
     };
+    let node = match &found {
+        [Found::Node(_), Found::Node(_)] => return Ok(answer),
+        [Found::Node(node), _] | [_, Found::Node(node)] => node.clone(),
+        _ => config.node.clone(),
+    };
+    // The tables of the node that has a say.
+    let config = &Config {
+        node,
+        ..config.clone()
+    };
+    let ports: &[NamedPort] = match &found[1] {
+        Found::Pod(pod) => &pod.group.ports,
+        _ => &[],
+    };
+    let rehearsal = Rehearsal::new(store, config, &links);
     for (own, far, direction) in [(0, 1, Direction::Egress), (1, 0, Direction::Ingress)] {
-        let (Some(pod), End::Pod(name)) = (&pods[own], ends[own]) else {
-            continue;
+        let (group, is_own_pod) = match &found[far] {
+            Found::Pod(pod) => (
+                Some(&pod.group),
+                pod.node.as_ref().is_none_or(|it| *it == config.node),
+            ),
+            _ => (None, false),
         };
-        let named = direction == Direction::Egress && here.contains_key(&pod.link) && {
-            let rules = restrictions(store, &pod.group, direction, None).rules;
-            rules.iter().any(|it| it.names_domains)
+        let applied = applied(store, config, &found[own], direction);
+        let asked = match &found[own] {
+            Found::Pod(pod) if direction == Direction::Egress && here.contains_key(&pod.link) => {
+                let rules = restrictions(store, applied.clone(), direction, None).rules;
+                rules.iter().any(|it| it.names_domains).then_some(pod.link)
+            }
+            _ => None,
         };
-        let told = if named {
-            told(pod.link)
-        } else {
-            Told::ELSEWHERE
-        };
-        let far = Far {
+        let told = asked.map_or(Told::ELSEWHERE, &told);
+        let far_end = Far {
             told: &told,
-            group: pods[far].as_ref().map(|it| &it.group),
-            address: address(far),
+            group,
+            address: address(store, config, ends[far], &found[far]),
             ports,
             key: port_key(question.protocol, question.port),
         };
-        let query = Query {
-            link: pod.link,
+        let query = |link| Query {
+            link,
             direction,
             peer: Identity::WORLD,
-            peer_address: far.address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+            peer_address: far_end.address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
             protocol: question.protocol,
             port: question.port,
         };
-        let restrictions = restrictions(store, &pod.group, direction, Some(far));
-        let names = told.names_of(far.address);
-        let side = judge(&mut rehearsal, (&query, &names), name, restrictions)?;
+        let names = told.names_of(far_end.address);
+        let restrictions = restrictions(store, applied, direction, Some(far_end));
+        let judged = match &found[own] {
+            Found::Other => continue,
+            Found::Pod(pod) => {
+                let is_by_host = matches!(found[far], Found::Node(_))
+                    && pod.node.as_ref().is_none_or(|it| *it == config.node);
+                let peer = is_by_host.then_some(Identity::HOST);
+                judge(&rehearsal, &query(pod.link), peer, |policy, query| {
+                    Some(policy.judge_named(query, &names))
+                })
+            }
+            Found::Node(_) => judge(&rehearsal, &query(LinkId::HOST), None, |policy, query| {
+                policy.judge_node(query, is_own_pod)
+            }),
+        };
+        let Some(decision) = judged? else { continue };
+        let subject = match &found[own] {
+            Found::Node(name) => End::Node(name.clone()).to_string(),
+            _ => ends[own].to_string(),
+        };
+        let side = say(&rehearsal, decision, subject, direction, restrictions);
         answer.accepted &= side.accepted;
         answer.sides.push(side);
     }
     Ok(answer)
 }
 
-/// The pod of that name, on its link. `None`: it is on its node's network, where no policy reaches it.
+/// Who that is.
 fn find(
     store: &Store,
+    config: &Config,
+    end: &End,
+    index: u16,
+    links: &mut BTreeMap<LinkId, Attached>,
+) -> Result<Found, Wrong> {
+    match end {
+        End::Pod(name) => find_pod(store, config, name, index, links),
+        End::Node(name) if store.node(name).is_none() && *name != config.node => {
+            Err(Wrong::NoNode(name.clone()))
+        }
+        End::Node(name) => Ok(Found::Node(name.clone())),
+        End::Address(address) => {
+            let node = node_at(store, config, *address);
+            Ok(node.map_or(Found::Other, Found::Node))
+        }
+    }
+}
+
+/// The node that has an address: this one, or any if there is none.
+fn node_at(store: &Store, config: &Config, address: IpAddr) -> Option<Arc<str>> {
+    if !config.node.is_empty() {
+        let described = store.node(&config.node);
+        let described = described.into_iter().flat_map(|it| &it.addresses);
+        let mut own = own_addresses(config).chain(described.map(|it| it.address));
+        let is_own = own.any(|it| it == address);
+        return is_own.then(|| config.node.clone());
+    }
+    let mut nodes = store.nodes();
+    let node = nodes.find(|it| it.addresses.iter().any(|it| it.address == address));
+    node.map(|it| it.name.name.clone())
+}
+
+/// What the configuration says of this node's addresses.
+fn own_addresses(config: &Config) -> impl Iterator<Item = IpAddr> {
+    let all = config.host_addresses.iter().chain(&config.node_addresses);
+    all.copied()
+}
+
+/// Where an end is, as far as that is known.
+fn address(store: &Store, config: &Config, end: &End, found: &Found) -> Option<IpAddr> {
+    match (end, found) {
+        (End::Address(address), _) => Some(*address),
+        (_, Found::Pod(pod)) => Some(pod.address),
+        (End::Node(name), _) => {
+            let described = store.node(name).and_then(|it| it.addresses.first());
+            let own = own_addresses(config)
+                .next()
+                .filter(|_| *name == config.node);
+            described.map(|it| it.address).or(own)
+        }
+        // On its node's network.
+        (End::Pod(name), _) => store.pod(name).and_then(|it| it.addresses.first().copied()),
+    }
+}
+
+/// Which policies hold for an end.
+fn applied(store: &Store, config: &Config, found: &Found, direction: Direction) -> Option<Applied> {
+    match found {
+        Found::Pod(pod) => Applied::find(store, &pod.group, direction),
+        Found::Node(name) => {
+            let labels = store.node_labels(name);
+            config.host_policy.applied(store, &labels, direction)
+        }
+        Found::Other => None,
+    }
+}
+
+/// The pod of that name, on its link, or the node whose network it is on.
+fn find_pod(
+    store: &Store,
+    config: &Config,
     name: &Name,
     index: u16,
     links: &mut BTreeMap<LinkId, Attached>,
-) -> Result<Option<Found>, Wrong> {
+) -> Result<Found, Wrong> {
     let described = store.pod(name);
     let attached = links.iter().find(|(_, it)| it.pod == *name);
     if let Some((link, attached)) = attached {
-        return Ok(attached.addresses.first().map(|address| Found {
+        let found = attached.addresses.first().map(|address| FoundPod {
             group: described.map_or_else(|| Group::undescribed(name), Group::of),
             link: *link,
             address: *address,
-        }));
+            node: Some(config.node.clone()),
+        });
+        return Ok(found.map_or(Found::Other, Found::Pod));
     }
     let pod = described.ok_or_else(|| Wrong::NoPod(name.clone()))?;
     let nowhere = Ipv6Addr::new(NOWHERE[0], NOWHERE[1], 0, 0, 0, 0, 0, 1 + index);
@@ -260,8 +386,11 @@ fn find(
     let mut free = free
         .filter_map(LinkId::new)
         .filter(|it| !links.contains_key(it));
-    let Some(link) = free.next().filter(|_| !pod.host_network) else {
-        return Ok(None);
+    if pod.host_network {
+        return Ok(pod.node.clone().map_or(Found::Other, Found::Node));
+    }
+    let Some(link) = free.next() else {
+        return Ok(Found::Other);
     };
     links.insert(
         link,
@@ -270,28 +399,41 @@ fn find(
             addresses: vec![address],
         },
     );
-    Ok(Some(Found {
+    Ok(Found::Pod(FoundPod {
         group: Group::of(pod),
         link,
         address,
+        node: pod.node.clone(),
     }))
 }
 
+/// What the guest's code says, if the end has a say; `peer`: who is at the far end, unless that goes by the address.
 fn judge(
-    rehearsal: &mut Rehearsal,
-    (query, names): (&Query, &[NameId]),
-    pod: &Name,
-    restrictions: Restrictions,
-) -> Result<Side, Wrong> {
-    let decision = rehearse(&rehearsal.tables, |policy| {
-        let peer = policy.identity_of(query.peer_address);
-        policy.judge_named(&Query { peer, ..*query }, names)
+    rehearsal: &Rehearsal,
+    query: &Query,
+    peer: Option<Identity>,
+    ask: impl FnOnce(&Policy<'_>, &Query) -> Option<Decision>,
+) -> Result<Option<Decision>, Wrong> {
+    rehearse(&rehearsal.tables, |policy| {
+        let peer = peer.unwrap_or_else(|| policy.identity_of(query.peer_address));
+        ask(policy, &Query { peer, ..*query })
     })
-    .map_err(|error| Wrong::TooLarge(error.wanted))?;
+    .map_err(|error| Wrong::TooLarge(error.wanted))
+}
+
+/// The same for people.
+fn say(
+    rehearsal: &Rehearsal,
+    decision: Decision,
+    subject: String,
+    direction: Direction,
+    restrictions: Restrictions,
+) -> Side {
     let name = rehearsal.names().get(decision.rule);
     let because = match (decision.rule, name) {
         (RuleId::NONE, _) if restrictions.rules.is_empty() => "no policy selects the pod".into(),
         (RuleId::NONE, _) => "no rule matches, and the pod is not isolated".into(),
+        (RuleId::HOST, _) => "the node reaches its own pods".into(),
         (_, Some(name @ RuleName { index: None, .. })) => format!("no rule matches; {name}"),
         (_, Some(name)) => {
             let name = name.to_string();
@@ -303,32 +445,47 @@ fn judge(
         }
         (rule, None) => format!("rule {}", rule.0),
     };
-    Ok(Side {
-        pod: pod.to_string(),
-        direction: direction_name(query.direction).into(),
+    Side {
+        pod: subject,
+        direction: direction_name(direction).into(),
         accepted: decision.accepted,
         rule: name.map(ToString::to_string),
         because,
         considered: restrictions.rules,
-    })
+    }
 }
 
-/// What policies say about a pod, in both directions: ingress first.
+/// What policies say about a pod or a node, in both directions: ingress first.
 ///
 /// # Errors
-/// [`Wrong::NoPod`]
+/// [`Wrong::NoPod`], [`Wrong::NoNode`], [`Wrong::Question`] about an address.
 pub fn show(
     store: &Store,
+    config: &Config,
     here: &BTreeMap<LinkId, Attached>,
-    name: &Name,
+    subject: &End,
 ) -> Result<[Restrictions; 2], Wrong> {
-    let is_here = here.values().any(|it| it.pod == *name);
-    let group = match store.pod(name) {
-        Some(pod) => Group::of(pod),
-        None if is_here => Group::undescribed(name),
-        None => return Err(Wrong::NoPod(name.clone())),
+    let is_here = |name: &Name| here.values().any(|it| it.pod == *name);
+    let group = match subject {
+        End::Pod(name) => Some(match store.pod(name) {
+            Some(pod) => Group::of(pod),
+            None if is_here(name) => Group::undescribed(name),
+            None => return Err(Wrong::NoPod(name.clone())),
+        }),
+        _ => None,
     };
-    let of = |direction| restrictions(store, &group, direction, None);
+    let node = match find(store, config, subject, 0, &mut BTreeMap::new()) {
+        _ if group.is_some() => Found::Other,
+        Ok(Found::Other) => return Err(Wrong::Question(subject.to_string())),
+        found => found?,
+    };
+    let of = |direction| {
+        let applied = match &group {
+            Some(group) => Applied::find(store, group, direction),
+            None => applied(store, config, &node, direction),
+        };
+        restrictions(store, applied, direction, None)
+    };
     Ok([of(Direction::Ingress), of(Direction::Egress)])
 }
 

@@ -13,7 +13,7 @@ use sluice_model::explain::Told;
 use sluice_model::object::{Kind, Name, Object, PolicyPort, Port, Prefix};
 use sluice_model::source::dir;
 use sluice_model::store::{Event, Store};
-use sluice_model::trace::{Answer, Question, Wrong, show, trace};
+use sluice_model::trace::{Answer, End, Question, Wrong, show, trace};
 
 const MANIFESTS: &str = "
 apiVersion: v1
@@ -144,7 +144,13 @@ fn an_answer_is_json_as_well() {
 
 #[test]
 fn what_holds_for_a_pod_is_shown() {
-    let [ingress, egress] = show(&store(), &BTreeMap::new(), &Name::new("shop", "web")).unwrap();
+    let [ingress, egress] = show(
+        &store(),
+        &Config::default(),
+        &BTreeMap::new(),
+        &End::Pod(Name::new("shop", "web")),
+    )
+    .unwrap();
     assert!(ingress.isolated && !egress.isolated);
     assert_eq!(ingress.rules[0].peers, ["pods app=client in shop"]);
     assert_eq!(

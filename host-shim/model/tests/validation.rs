@@ -33,6 +33,13 @@ fn cluster_policy(spec: &str) -> String {
     )
 }
 
+fn node_policy(spec: &str) -> String {
+    let spec = spec.replace('\n', "\n  ");
+    format!(
+        "apiVersion: sluice.dev/v1alpha1\nkind: NodePolicy\nmetadata: {{name: p}}\nspec:\n  {spec}\n"
+    )
+}
+
 fn service(spec: &str) -> String {
     format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {spec}\n")
 }
@@ -381,4 +388,77 @@ fn s28_forwarding_modes_that_say_nothing_are_warned_of_and_the_service_is_used()
     assert!(with("dsr", local).contains("Has no effect"));
     let sctp = "{clusterIP: 10.96.0.1, ports: [{port: 80, protocol: SCTP}]}";
     assert!(with("dsr", sctp).contains("SCTP"));
+}
+
+#[test]
+fn n21_a_bad_node_policy_is_refused_with_line_field_and_reason() {
+    let cases = [
+        ("ingress: []", 4, "spec", "nodeSelector"),
+        (
+            "nodeSelecter: {}\nnodeSelector: {}",
+            5,
+            "spec.nodeSelecter",
+            "no such field",
+        ),
+        (
+            "nodeSelector: {matchLabels: {a: 'b c'}}",
+            5,
+            "spec.nodeSelector.matchLabels[a]",
+            "Letters",
+        ),
+        (
+            "nodeSelector: {}\ningress:\n- from:\n  - podSelector: {}",
+            8,
+            "spec.ingress[0].from[0]",
+            "namespaceSelector",
+        ),
+        (
+            "nodeSelector: {}\negress:\n- to:\n  - ipBlock: {cidr: x}\n  - podSelector: {}",
+            9,
+            "spec.egress[0].to[1]",
+            "namespaceSelector",
+        ),
+        (
+            "nodeSelector: {}\ningress:\n- ports:\n  - port: 80\n  - port: ssh",
+            9,
+            "spec.ingress[0].ports[1].port",
+            "no named ports",
+        ),
+        (
+            "nodeSelector: {}\ningress:\n- ports:\n  - port: 80\n    endPort: 79",
+            9,
+            "spec.ingress[0].ports[0].endPort",
+            "below",
+        ),
+        (
+            "nodeSelector: {}\ningress:\n- from:\n  - ipBlock: {cidr: 10.0.0.0/33}",
+            8,
+            "spec.ingress[0].from[0].ipBlock.cidr",
+            "no CIDR",
+        ),
+        (
+            "nodeSelector: {}\npolicyTypes: [Both]",
+            6,
+            "spec.policyTypes[0]",
+            "Both",
+        ),
+    ];
+    for (spec, line, field, words) in cases {
+        refused(&node_policy(spec), line, field, words);
+    }
+    let other = node_policy("nodeSelector: {}").replace("v1alpha1", "v1");
+    refused(&other, 1, "apiVersion", "sluice.dev/v1alpha1");
+    let good = one(&node_policy(
+        "nodeSelector: {}\negress:\n- ports: [{port: http}]",
+    ));
+    assert_eq!(good.findings, []);
+    let Some(Object::NodePolicy(policy)) = good.object else {
+        panic!("{:?}", good.object)
+    };
+    // Where it is not said: ingress always, egress if there are rules for it.
+    let count = |rules: Option<Vec<_>>| rules.map(|it| it.len());
+    assert_eq!(
+        (count(policy.ingress), count(policy.egress)),
+        (Some(0), Some(1))
+    );
 }

@@ -409,8 +409,15 @@ fn cluster_line(at: &impl Fn(&str) -> String) -> String {
         "audit" => "; policy is only audited",
         _ => "",
     };
+    let nodes = match at("/cluster/objects/NodePolicy").as_str() {
+        "0" | "-" => String::new(),
+        count => format!(
+            ", {count} node policies ({})",
+            at("/cluster/host_policy_mode")
+        ),
+    };
     format!(
-        "{} {}, {state}, {age}{policy}; {} pods, {} services, {} network policies, {} cluster policies, {} nodes",
+        "{} {}, {state}, {age}{policy}; {} pods, {} services, {} network policies, {} cluster policies, {} nodes{nodes}",
         at("/cluster/source"),
         at("/cluster/place"),
         at("/cluster/objects/Pod"),

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use sluice_contract::LinkId;
 use sluice_contract::policy::{Direction, WouldDeny};
 
 use super::Shared;
@@ -34,7 +35,11 @@ impl Shared {
     fn would_deny(&self, event: &WouldDeny) {
         let state = self.lock();
         let pod = state.model.links().get(&event.link);
-        let pod = pod.map_or_else(|| event.link.to_string(), |it| it.pod.to_string());
+        let pod = match pod {
+            Some(it) => it.pod.to_string(),
+            None if event.link == LinkId::HOST => format!("node {}", state.model.config().node),
+            None => event.link.to_string(),
+        };
         let rule = state.model.rule(event.rule);
         let rule = rule.map_or_else(|| "no rule's".to_owned(), ToString::to_string);
         drop(state);

@@ -186,16 +186,22 @@ pub enum PortProtocol {
     Sctp,
 }
 
+impl From<PortProtocol> for Protocol {
+    fn from(protocol: PortProtocol) -> Self {
+        match protocol {
+            PortProtocol::Tcp => Self::Tcp,
+            PortProtocol::Udp => Self::Udp,
+            PortProtocol::Sctp => Self::Sctp,
+        }
+    }
+}
+
 impl From<&DefaultDenyConfig> for DefaultDeny {
     fn from(config: &DefaultDenyConfig) -> Self {
         let egress = config.egress.iter().filter_map(|it| {
             let range = parse_prefix(&it.cidr)?;
             let prefix = Prefix::new(range.address(), range.length())?;
-            let protocol = match it.protocol {
-                PortProtocol::Tcp => Protocol::Tcp,
-                PortProtocol::Udp => Protocol::Udp,
-                PortProtocol::Sctp => Protocol::Sctp,
-            };
+            let protocol = it.protocol.into();
             let port = Port::Range(it.port.get(), it.port.get());
             Some((prefix, PolicyPort { protocol, port }))
         });

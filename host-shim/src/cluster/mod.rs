@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use sluice_contract::row::{LinkRow, MarkingRow};
 use sluice_contract::{Key, LinkId, Row};
 use sluice_model::compile::{
-    Attached, Config as ModelConfig, DefaultDeny, Displaced, Members, Model, Served, Undescribed,
+    Attached, Config as ModelConfig, DefaultDeny, Displaced, HostPolicy, Members, Model, Served,
+    Undescribed,
 };
 use sluice_model::diff::Step;
 use sluice_model::finding::Finding;
@@ -35,6 +36,7 @@ use self::health::Health;
 use crate::config::Config;
 use crate::control::Control;
 use crate::files;
+use crate::hostlink::policy::Mode;
 use crate::uplink::config::PeerConfig;
 
 /// Events that are taken together, at most.
@@ -178,8 +180,14 @@ impl Cluster {
             }
             (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        if config.policy.mode == PolicyMode::Audit {
-            tracing::warn!("policy is audited: what it denies passes, and is logged");
+        let audited = [
+            (config.policy.mode == PolicyMode::Audit, "policy"),
+            (config.host_policy.mode == Mode::Audit, "the node's policy"),
+        ];
+        for (_, what) in audited.iter().filter(|(is_audited, _)| *is_audited) {
+            tracing::warn!("{what} is audited: what it denies passes, and is logged");
+        }
+        if audited.iter().any(|(is_audited, _)| *is_audited) {
             audit::listen(&shared)?;
         }
         let follower = shared.clone();
@@ -296,6 +304,7 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
         host_reaches_pods: config.policy.host_reaches_pods,
         established: config.policy.established.into(),
         audit: config.policy.mode == PolicyMode::Audit,
+        host_policy: HostPolicy::from(&config.host_policy),
         default_deny: config.policy.default_deny.as_ref().map(DefaultDeny::from),
         resolvers: (config.policy.resolvers.iter())
             .map(IpAddr::to_canonical)
@@ -307,6 +316,8 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
             Undescribed::Unlabelled
         },
         node_addresses: config.cni.node_addresses.clone(),
+        host_addresses: (config.host_link.as_ref())
+            .map_or_else(Vec::new, |link| link.addresses.clone()),
         peer_addresses: config.uplink.as_ref().map_or_else(Vec::new, |uplink| {
             let own = |peer: &PeerConfig| peer.own_addresses().collect::<Vec<_>>();
             uplink.peers.iter().flat_map(own).collect()

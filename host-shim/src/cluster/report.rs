@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sluice_contract::name::Learnt;
 use sluice_contract::{LinkId, limits};
-use sluice_model::compile::Snapshot;
+use sluice_model::compile::{HostPolicyMode, Snapshot};
 use sluice_model::explain::{Restrictions, Told};
 use sluice_model::finding::Severity;
 use sluice_model::object::{Kind, Name};
 use sluice_model::overview::{self, PolicySummary, ServiceSummary};
-use sluice_model::trace::{self, Answer, Question};
+use sluice_model::trace::{self, Answer, End, Question};
 
 use super::{Cluster, pod_name};
 
@@ -36,6 +36,9 @@ pub struct ClusterReport {
     pub place: String,
     /// `enforce`, or `audit`: what policy denies passes, and is logged.
     pub policy_mode: String,
+    /// The same of NodePolicies: `off`, `audit` or `enforce`.
+    #[serde(default)]
+    pub host_policy_mode: String,
     /// Everything has been said once.
     pub in_sync: bool,
     /// Why the source cannot be followed at the moment, if so. What is known stays in force.
@@ -66,7 +69,7 @@ pub struct RowCounts {
     pub all: usize,
 }
 
-/// What policies say about a pod.
+/// What policies say about a pod, or `node` and a name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PodPolicies {
     pub pod: String,
@@ -124,6 +127,12 @@ impl Cluster {
                 "enforce"
             }
             .into(),
+            host_policy_mode: match state.model.config().host_policy.mode {
+                HostPolicyMode::Off => "off",
+                HostPolicyMode::Audit => "audit",
+                HostPolicyMode::Enforce => "enforce",
+            }
+            .into(),
             in_sync: store.is_in_sync(),
             lost: store.lost().map(str::to_owned),
             heard_ms: state
@@ -173,22 +182,29 @@ impl Cluster {
 
     /// All policies.
     pub fn policies(&self) -> Vec<PolicySummary> {
-        self.ask(|now| overview::policies(&now.store, now.links.values().map(|it| &it.pod)))
+        self.ask(|now| {
+            let here = now.links.values().map(|it| &it.pod);
+            overview::policies(&now.store, Some(&now.config.node), here)
+        })
     }
 
-    /// What policies say about a pod.
+    /// What policies say about a pod or a node.
     ///
     /// # Errors
-    /// There is no such pod.
-    pub fn policies_of(&self, pod: &str) -> Result<PodPolicies, trace::Wrong> {
-        let name = pod_name(pod);
+    /// There is no such one.
+    pub fn policies_of(&self, subject: &str) -> Result<PodPolicies, trace::Wrong> {
+        let end: End = subject.parse()?;
         self.ask(|now| {
-            let directions = trace::show(&now.store, &now.links, &name)?;
+            let directions = trace::show(&now.store, &now.config, &now.links, &end)?;
             let mut rules = directions.iter().flat_map(|it| &it.rules);
-            let link = link_of(now, &name).filter(|_| rules.any(|it| it.names_domains));
+            let link = match &end {
+                End::Pod(name) => link_of(now, name),
+                _ => None,
+            };
+            let link = link.filter(|_| rules.any(|it| it.names_domains));
             let told = link.and_then(|link| self.shared.control.names(Some(link), ANSWER));
             Ok(PodPolicies {
-                pod: name.to_string(),
+                pod: end.to_string(),
                 directions: directions.into(),
                 names: self.described(now, &told.unwrap_or_default()),
             })

@@ -6,6 +6,7 @@
 
 pub mod config;
 mod local;
+pub mod policy;
 
 use std::fs::File;
 use std::io;

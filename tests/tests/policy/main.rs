@@ -2,6 +2,7 @@
 
 mod dns;
 mod flows;
+mod host;
 mod kubernetes;
 mod modes;
 mod names;

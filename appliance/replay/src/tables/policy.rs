@@ -23,6 +23,8 @@ struct Settings {
     established: EstablishedWord,
     #[serde(default)]
     audit: bool,
+    #[serde(default)]
+    audit_node: bool,
 }
 
 /// See [`IdentityRow`].
@@ -135,6 +137,7 @@ impl Policy {
                 host_reaches_pods: settings.host_reaches_pods,
                 established: settings.established.0,
                 audit: settings.audit,
+                audit_node: settings.audit_node,
             };
             put("policy.settings".into(), PolicyRow::Settings(row));
         }

@@ -7,6 +7,7 @@ mod hash;
 mod identity;
 mod maglev;
 mod matching;
+mod node;
 mod numbers;
 mod paint;
 mod pods;
@@ -34,6 +35,7 @@ use crate::store::{Event, Store};
 
 pub use default_deny::DefaultDeny;
 pub use identity::{Displaced, Group, Identities};
+pub use node::{FAILSAFE_EGRESS, FAILSAFE_INGRESS, HostPolicy, HostPolicyMode};
 pub use route::{Member, Members};
 pub use rules::{RuleName, RuleNames, TierName};
 pub(crate) use service::{endpoints_of, is_direct};
@@ -49,6 +51,8 @@ pub struct Config {
     pub established: Established,
     /// What rules deny passes, and is told.
     pub audit: bool,
+    /// Whether NodePolicies hold for this node.
+    pub host_policy: HostPolicy,
     /// Pods that no policy selects are denied everything but this.
     pub default_deny: Option<DefaultDeny>,
     /// Who is believed about the addresses of names, besides the cluster's DNS.
@@ -59,6 +63,8 @@ pub struct Config {
     pub undescribed: Undescribed,
     /// Addresses of this node, besides those that its object names.
     pub node_addresses: Vec<IpAddr>,
+    /// Addresses by which this node's own programs are at the host link.
+    pub host_addresses: Vec<IpAddr>,
     /// Addresses of other nodes, besides those that objects name.
     pub peer_addresses: Vec<IpAddr>,
     /// Which sets of backends are spread by Maglev.
@@ -103,11 +109,13 @@ impl Default for Config {
             host_reaches_pods: true,
             established: Established::Judged,
             audit: false,
+            host_policy: HostPolicy::default(),
             default_deny: None,
             resolvers: Vec::new(),
             endpoints_from_selectors: false,
             undescribed: Undescribed::Unlabelled,
             node_addresses: Vec::new(),
+            host_addresses: Vec::new(),
             peer_addresses: Vec::new(),
             maglev: Maglev::External,
             forwarding: Forwarding::Snat,
@@ -156,7 +164,7 @@ impl Rehearsal {
     pub(crate) fn new(store: &Store, config: &Config, links: &BTreeMap<LinkId, Attached>) -> Self {
         let mut tables = Tables::default();
         tables.set_settings(settings(config));
-        let mut engine = policy::Engine::new(config.undescribed, []);
+        let mut engine = policy::Engine::new(config, []);
         engine.update(store, links, &store.everything(), &[], &mut tables);
         Self { tables, engine }
     }
@@ -172,6 +180,7 @@ fn settings(config: &Config) -> SettingsRow {
         host_reaches_pods: config.host_reaches_pods,
         established: config.established,
         audit: config.audit,
+        audit_node: config.host_policy.mode == HostPolicyMode::Audit,
     }
 }
 
@@ -204,7 +213,7 @@ impl Model {
             links: BTreeMap::new(),
             touched: Vec::new(),
             config: config.clone(),
-            policy: policy::Engine::new(config.undescribed, displaced),
+            policy: policy::Engine::new(config, displaced),
             services: service::Engine::default(),
             tables,
             nodes_changed: true,

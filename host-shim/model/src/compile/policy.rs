@@ -6,12 +6,13 @@ use sluice_contract::policy::{BindingRow, Direction, RulesetId};
 use sluice_contract::{Identity, LinkId};
 
 use super::identity::{Displaced, Identities};
+use super::node::Subject;
 use super::pods::Pods;
 use super::publish::{publish, publish_row, retract};
 use super::rules::{Applied, RuleNames, names_nodes};
 use super::ruleset::{Ground, Ruleset};
 use super::selector::{SelectorId, Selectors};
-use super::{Attached, Undescribed, hash};
+use super::{Attached, Config, hash};
 use crate::diff::Tables;
 use crate::object::Name;
 use crate::store::{Changes, Store};
@@ -27,7 +28,9 @@ pub(crate) struct Engine {
     by_selector: HashMap<SelectorId, BTreeSet<RulesetId>>,
     by_network_policy: HashMap<Name, BTreeSet<RulesetId>>,
     by_cluster_policy: HashMap<Name, BTreeSet<RulesetId>>,
+    by_node_policy: HashMap<Name, BTreeSet<RulesetId>>,
     bound: BTreeMap<LinkId, [RulesetId; 2]>,
+    pub(super) node: Subject,
 }
 
 #[derive(Debug)]
@@ -41,12 +44,9 @@ struct Entry {
 type Affected = BTreeMap<RulesetId, BTreeSet<Identity>>;
 
 impl Engine {
-    pub(crate) fn new(
-        undescribed: Undescribed,
-        displaced: impl IntoIterator<Item = Displaced>,
-    ) -> Self {
+    pub(crate) fn new(config: &Config, displaced: impl IntoIterator<Item = Displaced>) -> Self {
         Self {
-            pods: Pods::new(undescribed, displaced),
+            pods: Pods::new(config.undescribed, displaced),
             selectors: Selectors::default(),
             names: RuleNames::default(),
             rulesets: BTreeMap::new(),
@@ -54,7 +54,9 @@ impl Engine {
             by_selector: HashMap::new(),
             by_network_policy: HashMap::new(),
             by_cluster_policy: HashMap::new(),
+            by_node_policy: HashMap::new(),
             bound: BTreeMap::new(),
+            node: Subject::new(config),
         }
     }
 
@@ -111,6 +113,7 @@ impl Engine {
         let stale = self.stale(store, changes, !addresses.is_empty());
         // First those that hold no more for anybody: they need not be compiled again.
         self.bind(store, links, |it| policies || pods.contains(it), tables);
+        self.bind_node(store, changes, tables);
         for id in &stale {
             self.recompile(*id, store, tables);
         }
@@ -158,7 +161,12 @@ impl Engine {
             .cluster_policies
             .iter()
             .filter_map(|it| self.by_cluster_policy.get(it));
-        let mut stale: BTreeSet<RulesetId> = network.chain(cluster).flatten().copied().collect();
+        let node = changes
+            .node_policies
+            .iter()
+            .filter_map(|it| self.by_node_policy.get(it));
+        let mut stale: BTreeSet<RulesetId> =
+            (network.chain(cluster).chain(node).flatten().copied()).collect();
         if !changes.nodes.is_empty() {
             let with_nodes = store.cluster_policies().filter(|it| names_nodes(it));
             let with_nodes = with_nodes.filter_map(|it| self.by_cluster_policy.get(&it.name));
@@ -227,7 +235,7 @@ impl Engine {
         }
     }
 
-    fn acquire(
+    pub(super) fn acquire(
         &mut self,
         applied: Option<Applied>,
         store: &Store,
@@ -250,6 +258,7 @@ impl Engine {
         for (names, index) in [
             (&applied.network, &mut self.by_network_policy),
             (&applied.cluster, &mut self.by_cluster_policy),
+            (&applied.node, &mut self.by_node_policy),
         ] {
             for name in names {
                 index.entry(name.clone()).or_default().insert(id);
@@ -267,7 +276,7 @@ impl Engine {
         id
     }
 
-    fn release(&mut self, id: RulesetId, store: &Store, tables: &mut Tables) {
+    pub(super) fn release(&mut self, id: RulesetId, store: &Store, tables: &mut Tables) {
         let Some(entry) = self.rulesets.get_mut(&id) else {
             return;
         };
@@ -280,6 +289,7 @@ impl Engine {
             for (names, index) in [
                 (&entry.applied.network, &mut self.by_network_policy),
                 (&entry.applied.cluster, &mut self.by_cluster_policy),
+                (&entry.applied.node, &mut self.by_node_policy),
             ] {
                 for name in names {
                     if let Some(rulesets) = index.get_mut(name) {

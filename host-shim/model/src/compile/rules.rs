@@ -65,6 +65,9 @@ pub enum TierName {
     Admin,
     NetworkPolicy,
     Baseline,
+    /// Of the node: ports that no policy closes.
+    Failsafe,
+    NodePolicy,
 }
 
 /// A rule, as people find it again.
@@ -141,13 +144,16 @@ impl RuleNames {
     }
 }
 
-/// Which policies hold for a pod in one direction. Pods with equal ones share their rules.
+/// Which policies hold for a pod, or for the node, in one direction. Pods with equal ones share their rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Applied {
     pub(crate) direction: Direction,
     /// In the order in which they are asked.
     pub(crate) cluster: Vec<Name>,
     pub(crate) network: Vec<Name>,
+    /// NodePolicies: the subject is the node, and no others are asked; and which ports they cannot close.
+    pub(crate) node: Vec<Name>,
+    pub(crate) failsafe: Arc<[PolicyPort]>,
     /// Where a rule for incoming traffic names ports, they are the pod's own.
     pub(crate) ports: Option<Arc<[NamedPort]>>,
 }
@@ -176,12 +182,23 @@ impl Applied {
             direction,
             cluster: cluster.into_iter().map(|it| it.name.clone()).collect(),
             network: network.into_iter().map(|it| it.name.clone()).collect(),
+            node: Vec::new(),
+            failsafe: Arc::default(),
             ports: names_ports.then(|| group.ports.clone()),
         })
     }
 
     /// What they say.
     pub(crate) fn tiers(&self, store: &Store) -> Vec<TierRules> {
+        let mut tiers = match self.node.first() {
+            Some(first) => self.node_tiers(first, store),
+            None => self.pod_tiers(store),
+        };
+        tiers.retain(|it| !it.rules.is_empty() || it.miss != Action::Pass);
+        tiers
+    }
+
+    fn pod_tiers(&self, store: &Store) -> Vec<TierRules> {
         let mut tiers = Vec::new();
         let cluster = |tier| {
             let policies = self
@@ -222,17 +239,27 @@ impl Applied {
         } else {
             tiers.push(cluster(Tier::Baseline));
         }
-        tiers.retain(|it| !it.rules.is_empty() || it.miss != Action::Pass);
         tiers
     }
 
     fn network_tier(&self, policy: &NetworkPolicy) -> Vec<Rule> {
-        let rules = network_rules(policy, self.direction).into_iter().flatten();
+        let rules = network_rules(policy, self.direction).unwrap_or_default();
+        self.accepted(Kind::NetworkPolicy, &policy.name, rules)
+    }
+
+    /// Rules of which each says what is accepted.
+    pub(super) fn accepted(
+        &self,
+        kind: Kind,
+        policy: &Name,
+        rules: &[crate::object::Rule],
+    ) -> Vec<Rule> {
         rules
+            .iter()
             .enumerate()
             .map(|(index, rule)| {
                 let peers = rule.peers.iter().map(|peer| match peer {
-                    Peer::Pods(pods) => PeerMatch::Pods(Wanted::new(pods, &policy.name.namespace)),
+                    Peer::Pods(pods) => PeerMatch::Pods(Wanted::new(pods, &policy.namespace)),
                     Peer::Block(block) => PeerMatch::Block(block.clone()),
                 });
                 let mut peers: Vec<_> = peers.collect();
@@ -241,9 +268,9 @@ impl Applied {
                 }
                 Rule {
                     action: Action::Accept,
-                    name: self.name(Kind::NetworkPolicy, &policy.name, index),
+                    name: self.name(kind, policy, index),
                     peers,
-                    ports: rule.ports.iter().map(Self::port).collect(),
+                    ports: rule.ports.iter().map(PortMatch::of).collect(),
                 }
             })
             .collect()
@@ -265,7 +292,7 @@ impl Applied {
             .collect()
     }
 
-    fn name(&self, kind: Kind, policy: &Name, index: usize) -> RuleName {
+    pub(super) fn name(&self, kind: Kind, policy: &Name, index: usize) -> RuleName {
         RuleName {
             kind,
             policy: policy.clone(),
@@ -274,24 +301,24 @@ impl Applied {
         }
     }
 
-    fn port(port: &PolicyPort) -> PortMatch {
-        let key = |number| port_key(Some(port.protocol), number);
-        match &port.port {
-            Port::Any => PortMatch::Keys(key(0), key(u16::MAX)),
-            Port::Range(first, last) => PortMatch::Keys(key(*first), key(*last)),
-            Port::Named(name) => PortMatch::Named(name.clone(), Some(port.protocol)),
-        }
-    }
-
     fn cluster_port(port: &ClusterPort) -> PortMatch {
         match port {
-            ClusterPort::Number(port) => Self::port(port),
+            ClusterPort::Number(port) => PortMatch::of(port),
             ClusterPort::Named(name) => PortMatch::Named(name.clone(), None),
         }
     }
 }
 
 impl PortMatch {
+    pub(super) fn of(port: &PolicyPort) -> Self {
+        let key = |number| port_key(Some(port.protocol), number);
+        match &port.port {
+            Port::Any => Self::Keys(key(0), key(u16::MAX)),
+            Port::Range(first, last) => Self::Keys(key(*first), key(*last)),
+            Port::Named(name) => Self::Named(name.clone(), Some(port.protocol)),
+        }
+    }
+
     /// The keys that are meant where the destination has these named ports.
     pub(crate) fn keys(&self, ports: &[NamedPort]) -> Vec<(u32, u32)> {
         match self {

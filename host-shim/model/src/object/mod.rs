@@ -16,8 +16,8 @@ use sluice_contract::Protocol;
 
 pub use labels::{Labels, Operator, Requirement, Selector};
 pub use policy::{
-    Block, ClusterPeer, ClusterPolicy, ClusterPort, ClusterRule, NetworkPolicy, Peer, PodSelector,
-    PolicyPort, Port, Prefix, Rule, Tier,
+    Block, ClusterPeer, ClusterPolicy, ClusterPort, ClusterRule, NetworkPolicy, NodePolicy, Peer,
+    PodSelector, PolicyPort, Port, Prefix, Rule, Tier,
 };
 pub use service::{
     AddressFamily, Affinity, Endpoint, EndpointSlice, FORWARDING, Forwarding, LoadBalancerAddress,
@@ -34,10 +34,11 @@ pub enum Kind {
     EndpointSlice,
     NetworkPolicy,
     ClusterNetworkPolicy,
+    NodePolicy,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -45,6 +46,7 @@ impl Kind {
         Self::EndpointSlice,
         Self::NetworkPolicy,
         Self::ClusterNetworkPolicy,
+        Self::NodePolicy,
     ];
 
     /// As in a manifest's `kind`.
@@ -57,6 +59,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::NodePolicy => "NodePolicy",
         }
     }
 
@@ -67,6 +70,7 @@ impl Kind {
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::NetworkPolicy => "networking.k8s.io/v1",
             Self::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
+            Self::NodePolicy => "sluice.dev/v1alpha1",
         }
     }
 
@@ -80,6 +84,7 @@ impl Kind {
             Self::EndpointSlice => "endpointslices",
             Self::NetworkPolicy => "networkpolicies",
             Self::ClusterNetworkPolicy => "clusternetworkpolicies",
+            Self::NodePolicy => "nodepolicies",
         }
     }
 
@@ -87,7 +92,7 @@ impl Kind {
     pub const fn is_namespaced(self) -> bool {
         !matches!(
             self,
-            Self::Namespace | Self::Node | Self::ClusterNetworkPolicy
+            Self::Namespace | Self::Node | Self::ClusterNetworkPolicy | Self::NodePolicy
         )
     }
 }
@@ -153,6 +158,7 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     NetworkPolicy(NetworkPolicy),
     ClusterPolicy(ClusterPolicy),
+    NodePolicy(NodePolicy),
 }
 
 impl Object {
@@ -165,6 +171,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::ClusterPolicy(_) => Kind::ClusterNetworkPolicy,
+            Self::NodePolicy(_) => Kind::NodePolicy,
         }
     }
 
@@ -177,6 +184,7 @@ impl Object {
             Self::EndpointSlice(it) => &it.name,
             Self::NetworkPolicy(it) => &it.name,
             Self::ClusterPolicy(it) => &it.name,
+            Self::NodePolicy(it) => &it.name,
         }
     }
 

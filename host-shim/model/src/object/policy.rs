@@ -1,4 +1,5 @@
-//! NetworkPolicy (networking.k8s.io/v1) and ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2), defaults filled in.
+//! NetworkPolicy (networking.k8s.io/v1), ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) and NodePolicy
+//! (sluice.dev/v1alpha1), defaults filled in.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
 use sluice_contract::name::NameRow;
-use sluice_contract::policy::Action;
+use sluice_contract::policy::{Action, Direction};
 
 use super::{Name, Selector};
 
@@ -84,6 +85,27 @@ pub struct NetworkPolicy {
     pub pods: Selector,
     pub ingress: Option<Vec<Rule>>,
     pub egress: Option<Vec<Rule>>,
+}
+
+/// A NodePolicy: a NetworkPolicy whose subject is the node itself. A direction that it does not isolate is `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePolicy {
+    pub name: Name,
+    /// Which nodes it is about.
+    pub nodes: Selector,
+    /// Its peers that are pods say of which namespaces.
+    pub ingress: Option<Vec<Rule>>,
+    pub egress: Option<Vec<Rule>>,
+}
+
+impl NodePolicy {
+    /// What it says about a direction.
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
 }
 
 /// What is allowed: these peers (none listed: everybody) on these ports (none listed: everything).

@@ -27,7 +27,7 @@ use tokio::time::{sleep, timeout};
 use super::announce::{self, Announcer, Writer};
 use super::lines::Lines;
 use super::{Running, Source};
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use crate::object::{Kind, Name, Object, ObjectKey};
 use crate::store::Event;
 use crate::validate::admit_as;
@@ -179,8 +179,10 @@ enum Failure {
     Ended,
     /// The place in history is gone: list again.
     Expired,
-    /// There is no such kind.
-    Unknown,
+    /// There is no such kind, or, if so, it may not be read.
+    Unknown {
+        forbidden: bool,
+    },
     /// Try again, after this time if the server says so.
     Passing(String, Option<Duration>),
 }
@@ -248,6 +250,9 @@ struct Watcher {
     place: Option<String>,
     /// Answers in a row that made no sense.
     nonsense: u32,
+    has_listed: bool,
+    /// It was said that the server does not have this kind.
+    is_unknown: bool,
 }
 
 impl Watcher {
@@ -258,6 +263,8 @@ impl Watcher {
             common,
             place: None,
             nonsense: 0,
+            has_listed: false,
+            is_unknown: false,
         }
     }
 
@@ -275,9 +282,11 @@ impl Watcher {
                     // A server that forgets at once is not asked without end.
                     self.back_off.next()
                 }
-                Err(Failure::Unknown) => {
+                Err(Failure::Unknown { forbidden }) => {
                     self.place = None;
-                    if self.listed(Vec::new(), BTreeSet::new()).is_err() {
+                    if self.go_without(forbidden).is_err()
+                        || self.listed(Vec::new(), BTreeSet::new()).is_err()
+                    {
                         return;
                     }
                     self.common.patience.missing
@@ -345,8 +354,38 @@ impl Watcher {
                 break;
             }
         }
+        self.has_listed = true;
+        if std::mem::replace(&mut self.is_unknown, false) {
+            tracing::info!(kind = %self.kind, "the API server has this kind now");
+            self.note_kind(Vec::new())?;
+        }
         self.listed(objects, refused)?;
         Ok(())
+    }
+
+    /// The server does not have this kind, which is said once.
+    fn go_without(&mut self, forbidden: bool) -> Result<(), Ended> {
+        let (kind, plural, version) = (self.kind, self.kind.plural(), self.kind.api_version());
+        if !std::mem::replace(&mut self.is_unknown, true) {
+            tracing::info!(%kind, version, forbidden, "the API server does not have this kind, the node goes on without");
+        }
+        let finding = forbidden.then(|| Finding {
+            file: None,
+            line: 0,
+            severity: Severity::Warning,
+            object: kind.name().to_owned(),
+            field: String::new(),
+            reason: format!(
+                "The server forbids to read them, so there are none here: the node's role needs get, list and watch of {plural} ({version})"
+            ),
+        });
+        self.note_kind(finding.into_iter().collect())
+    }
+
+    /// What is wrong with the kind as a whole.
+    fn note_kind(&self, findings: Vec<Finding>) -> Result<(), Ended> {
+        let place = self.kind.plural().to_owned();
+        self.send(Event::Findings { place, findings })
     }
 
     /// Follows from a place until the server ends the watch.
@@ -497,7 +536,11 @@ impl Watcher {
             .map(Duration::from_secs);
         Err(match status {
             StatusCode::GONE => Failure::Expired,
-            StatusCode::NOT_FOUND => Failure::Unknown,
+            StatusCode::NOT_FOUND => Failure::Unknown { forbidden: false },
+            // A server that does not have a kind says so to those alone who may read it. What was read once stays.
+            StatusCode::FORBIDDEN if self.kind == Kind::NodePolicy && !self.has_listed => {
+                Failure::Unknown { forbidden: true }
+            }
             _ => Failure::Passing(format!("The server answers {status}"), asked),
         })
     }

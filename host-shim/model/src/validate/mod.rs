@@ -7,6 +7,7 @@
 mod cluster;
 mod fields;
 mod network;
+mod node_policy;
 mod service;
 mod wire;
 
@@ -107,6 +108,9 @@ fn admit_kind(mut check: Check<'_>, kind: Kind) -> Admission {
         Kind::ClusterNetworkPolicy => check
             .read::<wire::ClusterNetworkPolicy>()
             .map(|it| Object::ClusterPolicy(check.cluster_policy(&name, it))),
+        Kind::NodePolicy => check
+            .read::<node_policy::Manifest>()
+            .map(|it| Object::NodePolicy(check.node_policy(&name, it))),
     };
     check.end(Some((kind, name)), object)
 }

@@ -189,17 +189,34 @@ impl Check<'_> {
         let spec = policy.spec.unwrap_or_default();
         let _ = self.labels(&policy.metadata); // Checked; nobody selects policies.
         let pods = self.selector("spec.podSelector", spec.pod_selector.unwrap_or_default());
+        let (ingress, egress) =
+            self.directions(spec.policy_types.as_deref(), spec.ingress, spec.egress);
+        NetworkPolicy {
+            name: name.clone(),
+            pods,
+            ingress,
+            egress,
+        }
+    }
+
+    /// The rules of both directions; `None`: the policy says nothing of it.
+    pub(super) fn directions(
+        &mut self,
+        types: Option<&[String]>,
+        ingress_rules: Option<Vec<networking::NetworkPolicyIngressRule>>,
+        egress_rules: Option<Vec<networking::NetworkPolicyEgressRule>>,
+    ) -> (Option<Vec<Rule>>, Option<Vec<Rule>>) {
         let mut ingress = Vec::new();
-        for (index, it) in spec.ingress.into_iter().flatten().enumerate() {
+        for (index, it) in ingress_rules.into_iter().flatten().enumerate() {
             let field = format!("spec.ingress[{index}]");
             ingress.push(self.rule(&field, "from", it.from, it.ports));
         }
         let mut egress = Vec::new();
-        for (index, it) in spec.egress.into_iter().flatten().enumerate() {
+        for (index, it) in egress_rules.into_iter().flatten().enumerate() {
             let field = format!("spec.egress[{index}]");
             egress.push(self.rule(&field, "to", it.to, it.ports));
         }
-        let (isolates_ingress, isolates_egress) = match spec.policy_types.as_deref() {
+        let (isolates_ingress, isolates_egress) = match types {
             // Where it is not said: ingress always, egress if there are rules for it.
             None | Some([]) => (true, !egress.is_empty()),
             Some(types) => self.policy_types(types),
@@ -215,12 +232,10 @@ impl Check<'_> {
                 );
             }
         }
-        NetworkPolicy {
-            name: name.clone(),
-            pods,
-            ingress: isolates_ingress.then_some(ingress),
-            egress: isolates_egress.then_some(egress),
-        }
+        (
+            isolates_ingress.then_some(ingress),
+            isolates_egress.then_some(egress),
+        )
     }
 
     fn policy_types(&mut self, types: &[String]) -> (bool, bool) {

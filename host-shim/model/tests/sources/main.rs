@@ -104,12 +104,14 @@ fn path(kind: Kind) -> &'static str {
         Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
         Kind::NetworkPolicy => POLICIES,
         Kind::ClusterNetworkPolicy => CLUSTER_POLICIES,
+        Kind::NodePolicy => NODE_POLICIES,
     }
 }
 
 const PODS: &str = "/api/v1/pods";
 const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
+const NODE_POLICIES: &str = "/apis/sluice.dev/v1alpha1/nodepolicies";
 
 fn file(kind: Kind, object: &Value) -> String {
     let text = |field: &str| {
@@ -252,7 +254,9 @@ fn both_sources_compile_to_the_same_rows() {
         cluster.put(Kind::Service, json!({"metadata": {"name": "s", "namespace": "x"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}}));
         cluster.put(Kind::EndpointSlice, json!({"metadata": {"name": "s-1", "namespace": "x", "labels": {"kubernetes.io/service-name": "s"}},
             "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": [{"addresses": ["10.0.0.1"]}]}));
-        follower.until("everything", |it| Kind::ALL.into_iter().map(|kind| it.count(kind)).sum::<usize>() == 5);
+        cluster.put(Kind::NodePolicy, json!({"metadata": {"name": "guard"}, "spec": {"nodeSelector": {},
+            "ingress": [{"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "web"}}}]}]}}));
+        follower.until("everything", |it| Kind::ALL.into_iter().map(|kind| it.count(kind)).sum::<usize>() == 6);
         let mut model = Model::new(&Config::default(), []);
         for event in follower.seen.drain(..) {
             model.apply(event);
@@ -389,11 +393,38 @@ fn bookmarks_move_the_place_at_which_a_watch_resumes() {
 fn a_kind_that_the_server_does_not_have_is_empty_until_it_has_it() {
     let server = Api::start();
     server.lacks(CLUSTER_POLICIES);
+    server.lacks(NODE_POLICIES);
     let cluster = Cluster::Api(server);
     cluster.put(Kind::Pod, pod("a", "web"));
     let mut follower = cluster.follow();
     follower.until("what was there", Store::is_in_sync);
     assert_eq!(follower.store.lost(), None);
+}
+
+#[test]
+fn n21_a_node_that_may_not_read_node_policies_goes_on_and_says_so() {
+    let guard = json!({"metadata": {"name": "guard"}, "spec": {"nodeSelector": {}}});
+    let has_guard = |it: &Store| it.count(Kind::NodePolicy) == 1;
+    let server = Api::start();
+    server.fail(NODE_POLICIES, Fault::Status(403, ""));
+    let cluster = Cluster::Api(server);
+    cluster.put(Kind::NodePolicy, guard.clone());
+    let mut follower = cluster.follow();
+    let is_told = |it: &Store| it.findings().any(|it| it.reason.contains("forbids"));
+    follower.until("what was there", |it| it.is_in_sync() && is_told(it));
+    assert_eq!(follower.store.lost(), None);
+    // The right is given: it is read, and nothing is wrong.
+    follower.until("the policy", |it| has_guard(it) && !is_told(it));
+    // What was read once stays, if the right is taken away or the list is of no use.
+    let Cluster::Api(server) = &cluster else {
+        panic!("not an API")
+    };
+    server.fail(NODE_POLICIES, Fault::Status(403, ""));
+    server.rewrite(NODE_POLICIES, &[guard]);
+    follower.until("that it is lost", |it| it.lost().is_some());
+    assert!(has_guard(&follower.store));
+    follower.until("that it is not", |it| it.lost().is_none());
+    assert!(has_guard(&follower.store));
 }
 
 #[test]

@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice_host::api::{self, ClientError, Request};
-use sluice_host::cluster::pod_name;
 use sluice_host::cluster::report::{LearntName, LearntNames, PodPolicies};
 use sluice_model::compile::Config;
 use sluice_model::explain::{Restrictions, Told};
@@ -19,7 +18,7 @@ use sluice_model::object::{Forwarding, Kind};
 use sluice_model::overview::{self, PolicySummary, PortSummary, ServiceSummary};
 use sluice_model::source::dir;
 use sluice_model::store::Store;
-use sluice_model::trace::{self, Answer, Question};
+use sluice_model::trace::{self, Answer, End, Question};
 
 use crate::{Output, table};
 
@@ -33,14 +32,14 @@ pub(crate) struct From {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// All policies in the order in which they are asked, and how many pods each is about
+    /// All policies in the order in which they are asked, and how many pods or nodes each is about
     List {
         #[command(flatten)]
         from: From,
     },
-    /// The rules that hold for a pod, in both directions
+    /// The rules that hold for a pod or for a node itself, in both directions
     Show {
-        /// The pod, like default/web
+        /// The pod, like default/web, or the node, like node:worker-1
         pod: String,
         #[command(flatten)]
         from: From,
@@ -52,18 +51,19 @@ pub(crate) enum PolicyCommand {
     },
     /// May this connection begin, which rule decides, and why do the others not match?
     ///
-    /// Both ends are asked: the egress of the source and the ingress of the destination. The appliance's own code
+    /// Both ends are asked: the egress of the source and the ingress of the destination; a node where NodePolicies select it. The appliance's own code
     /// decides, on the tables that it gets. Exit status: 0 accepted, 1 denied.
     #[command(after_help = "\
 Examples:
   sluice policy trace shop/client shop/web:8080/tcp
   sluice policy trace 192.0.2.1 shop/web:80
+  sluice policy trace shop/client node:worker-1:9100
   sluice policy trace shop/client '[2001:db8::1]:53/udp' --manifests examples/shop/manifests")]
     Trace {
-        /// NAMESPACE/POD, POD (in default) or an address
+        /// NAMESPACE/POD, POD (in default), node:NAME or an address
         #[arg(value_name = "FROM")]
         source: String,
-        /// NAMESPACE/POD, POD or an address, with the destination port; tcp unless udp, sctp or icmp is given
+        /// NAMESPACE/POD, POD, node:NAME or an address, with the destination port; tcp unless udp, sctp or icmp is given
         #[arg(value_name = "TO:PORT[/PROTOCOL]")]
         target: String,
         #[command(flatten)]
@@ -95,16 +95,17 @@ impl Asker<'_> {
         match command {
             PolicyCommand::List { from } => {
                 let policies = self.answer(from, &Request::Policies, |store| {
-                    Ok(overview::policies(store, std::iter::empty()))
+                    Ok(overview::policies(store, None, std::iter::empty()))
                 })?;
                 self.print(&policies, |it: &Vec<PolicySummary>| list(it))
             }
             PolicyCommand::Show { pod, from } => {
                 let request = Request::PolicyOf { pod: pod.clone() };
                 let shown = self.answer(from, &request, |store| {
-                    let name = pod_name(pod);
-                    let directions = trace::show(store, &BTreeMap::new(), &name)?.into();
-                    let pod = name.to_string();
+                    let end: End = pod.parse()?;
+                    let directions =
+                        trace::show(store, &Config::default(), &BTreeMap::new(), &end)?.into();
+                    let pod = end.to_string();
                     Ok(PodPolicies {
                         pod,
                         directions,
@@ -244,8 +245,16 @@ fn list(policies: &[PolicySummary]) -> String {
             tier,
             rules(it.ingress_rules),
             rules(it.egress_rules),
-            it.pods.to_string(),
-            it.pods_here.to_string(),
+            match it.nodes {
+                None => it.pods.to_string(),
+                Some(1) => "1 node".into(),
+                Some(count) => format!("{count} nodes"),
+            },
+            match (it.nodes, it.node_here) {
+                (None, _) => it.pods_here.to_string(),
+                (_, Some(true)) => "the node".into(),
+                _ => "-".into(),
+            },
         ]
     };
     let head = ["KIND", "NAME", "TIER", "INGRESS", "EGRESS", "PODS", "HERE"];
