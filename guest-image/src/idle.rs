@@ -5,17 +5,22 @@
 //! polling would have bridged it, and shrinks when sleeps are long. The next housekeeping ends a
 //! sleep, and so does [`LONGEST_SLEEP`] at the latest.
 //!
-//! Where cores are scarce, polling takes time from those whose frames are waited for. A loop that was held up for longer than
-//! any of its own work takes shared its core with somebody; for a while after that it hardly polls.
+//! Where cores are scarce, polling takes time from those whose frames are waited for. A loop that loses a good part of its
+//! time awake shares its core with somebody, and for a while after that it hardly polls. Being held up now and then is no sign of
+//! it: to stop for that made a round trip seven times as long.
 
 /// Polling never gets shorter than this: about what a batch takes to come back from the other core.
 const SHORTEST_SPIN: u64 = 10_000;
 /// Nor longer: a sleep and its end cost about 75 µs on a host with a software KVM.
 const LONGEST_SPIN: u64 = 200_000;
-/// No turn takes this long; a thread that was preempted is away for a time slice, a millisecond or more.
-const HELD_UP: u64 = 250_000;
-/// For this long after it was held up the loop takes the host for crowded.
-const CROWDED: u64 = 20_000_000;
+/// No turn takes this long; a thread that was preempted is away for longer.
+const HELD_UP: u64 = 100_000;
+/// After so much time awake it is judged anew.
+const WINDOW: u64 = 5_000_000;
+/// The host is crowded where one part in so many of the time awake, or more, was spent held up.
+const CROWDED_SHARE: u64 = 3;
+/// For how long it is taken for crowded: at first, and at most, doubled as long as it is found so again.
+const CROWDED: [u64; 2] = [20_000_000, 320_000_000];
 /// On a crowded host, polling only bridges the time in which the other core publishes the rest of a phase.
 const CROWDED_SPIN: u64 = 5_000;
 /// A machine that sleeps for longer than two seconds is taken for dead.
@@ -27,7 +32,11 @@ pub struct Idle {
     spin: u64,
     last_work: u64,
     last_turn: u64,
+    /// Time awake since the last judgement, and how much of it was spent held up.
+    awake: u64,
+    held_up: u64,
     crowded_until: u64,
+    crowded_for: u64,
 }
 
 impl Default for Idle {
@@ -36,7 +45,10 @@ impl Default for Idle {
             spin: LONGEST_SPIN / 4,
             last_work: 0,
             last_turn: 0,
+            awake: 0,
+            held_up: 0,
             crowded_until: 0,
+            crowded_for: CROWDED[0],
         }
     }
 }
@@ -44,10 +56,29 @@ impl Default for Idle {
 impl Idle {
     /// A turn begins at `now`.
     pub fn turn(&mut self, now: u64) {
-        if self.last_turn != 0 && now.saturating_sub(self.last_turn) > HELD_UP {
-            self.crowded_until = now + CROWDED;
+        let last = core::mem::replace(&mut self.last_turn, now);
+        if last == 0 {
+            return;
         }
-        self.last_turn = now;
+        let gap = now.saturating_sub(last);
+        self.awake += gap;
+        if gap > HELD_UP {
+            self.held_up += gap;
+        }
+        if self.awake >= WINDOW {
+            self.judge(now);
+        }
+    }
+
+    fn judge(&mut self, now: u64) {
+        let is_crowded = self.held_up >= self.awake / CROWDED_SHARE;
+        (self.awake, self.held_up) = (0, 0);
+        if is_crowded {
+            self.crowded_until = now + self.crowded_for;
+            self.crowded_for = (self.crowded_for * 2).min(CROWDED[1]);
+        } else if now >= self.crowded_until {
+            self.crowded_for = CROWDED[0];
+        }
     }
 
     fn limit(&self, now: u64) -> u64 {
@@ -99,30 +130,72 @@ mod tests {
         assert_eq!(idle.sleep(1_000_000 + idle.spin, None), Some(LONGEST_SLEEP));
     }
 
-    #[test]
-    fn a_loop_that_was_held_up_hardly_polls_for_a_while() {
-        let mut idle = Idle::default();
-        let work = |idle: &mut Idle, now| {
+    /// Turns of a microsecond for `length`; every so many of them takes `gap`. Returns when they ended.
+    fn turns(idle: &mut Idle, begin: u64, length: u64, every: u64, gap: u64) -> u64 {
+        let mut now = begin;
+        for turn in 1.. {
+            now += if turn % every == 0 { gap } else { 1000 };
             idle.turn(now);
             idle.worked(now);
-        };
-        work(&mut idle, 1_000_000);
-        work(&mut idle, 1_000_000 + HELD_UP);
-        assert_eq!(idle.sleep(1_000_000 + HELD_UP + CROWDED_SPIN, None), None);
-        let late = 1_000_001 + 2 * HELD_UP;
-        work(&mut idle, late);
-        assert!(idle.sleep(late + CROWDED_SPIN, None).is_some());
-        idle.worked(late + CROWDED);
-        assert_eq!(idle.sleep(late + CROWDED + CROWDED_SPIN, None), None);
+            if now - begin > length {
+                break;
+            }
+        }
+        now
+    }
+
+    fn is_polling(idle: &Idle, now: u64) -> bool {
+        idle.sleep(now + CROWDED_SPIN, None).is_none()
+    }
+
+    #[test]
+    fn a_loop_that_is_held_up_now_and_then_polls_on() {
+        let mut idle = Idle::default();
+        let end = turns(&mut idle, 1, 100_000_000, 5000, 1_000_000);
+        assert!(is_polling(&idle, end));
+    }
+
+    #[test]
+    fn a_loop_that_is_held_up_half_of_its_time_hardly_polls_for_a_while() {
+        let mut idle = Idle::default();
+        let end = turns(&mut idle, 1, 8_000_000, 1000, 1_000_000);
+        assert!(!is_polling(&idle, end));
+        idle.worked(end + CROWDED[0]);
+        assert!(is_polling(&idle, end + CROWDED[0]));
+    }
+
+    #[test]
+    fn the_more_often_the_host_is_crowded_the_longer_it_is_taken_for_it_and_a_good_time_ends_that()
+    {
+        let mut idle = Idle::default();
+        let mut now = 1;
+        for _ in 0..10 {
+            now = turns(&mut idle, now, 2 * WINDOW, 1000, 1_000_000);
+        }
+        idle.worked(now + CROWDED[1] - 2 * WINDOW);
+        assert!(!is_polling(&idle, now + CROWDED[1] - 2 * WINDOW));
+        // The first may begin in a bad window.
+        for _ in 0..2 {
+            now += CROWDED[1];
+            idle.woke(now, CROWDED[1], false);
+            now = turns(&mut idle, now, 2 * WINDOW, u64::MAX, 0);
+        }
+        now = turns(&mut idle, now, WINDOW, 1000, 1_000_000);
+        assert!(!is_polling(&idle, now));
+        idle.worked(now + CROWDED[0]);
+        assert!(is_polling(&idle, now + CROWDED[0]));
     }
 
     #[test]
     fn a_sleep_is_not_taken_for_being_held_up() {
         let mut idle = Idle::default();
         idle.turn(1_000_000);
-        idle.woke(900_000_000, 899_000_000, true);
-        idle.turn(900_001_000);
-        assert_eq!(idle.sleep(900_001_000 + CROWDED_SPIN, None), None);
+        for sleep in 1..100 {
+            let now = sleep * 900_000_000;
+            idle.woke(now, 899_000_000, true);
+            idle.turn(now + 1000);
+            assert!(is_polling(&idle, now + 1000));
+        }
     }
 
     #[test]

@@ -54,3 +54,24 @@ fn idle_node_costs_nothing() {
     // Ten times the goal: this shows that the node sleeps; the demo prints the figure.
     claims::idle_is_cheap(&mut lab, 0.2).expect("idle");
 }
+
+#[test]
+fn the_node_says_which_cores_its_trunk_takes() {
+    need!(
+        "the_node_says_which_cores_its_trunk_takes",
+        Root,
+        Kvm,
+        Tool("ip")
+    );
+    let lab = Lab::start(&Plan::default()).expect("a node");
+    let cores = std::thread::available_parallelism().expect("cores").get();
+    let status = lab.status().expect("status");
+    let seat = status["trunk"]["seat"].as_str().expect("a seat");
+    let is_placed = ["apart", "shared"].contains(&seat);
+    // With one core, or more than three, the scheduler is left alone.
+    assert_eq!(
+        is_placed,
+        (2..=3).contains(&cores),
+        "{seat} of {cores} cores"
+    );
+}

@@ -367,12 +367,13 @@ fn status(answer: &Value) -> io::Result<String> {
     line(
         "trunk",
         format!(
-            "serving {}, features {}, {} calls, {} sleeps, {} starved",
+            "serving {}, features {}, {} calls, {} sleeps, {} starved, seat {}",
             at("/trunk/serving"),
             at("/trunk/features"),
             at("/trunk/calls"),
             at("/trunk/sleeps"),
             at("/trunk/starved"),
+            at("/trunk/seat"),
         ),
     );
     line(

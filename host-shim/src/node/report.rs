@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::cluster::report::ClusterReport;
 use crate::trunk::drops::HostDrop;
 use crate::trunk::links::Carried;
+use crate::trunk::place::Seat;
 use crate::uplink::report::NetworkReport;
 
 /// How long a report waits for the appliance's counters.
@@ -80,6 +81,8 @@ pub struct TrunkReport {
     pub busy_steps: u64,
     /// Times the I/O thread went to sleep.
     pub sleeps: u64,
+    /// Which cores the trunk's thread takes, seen from the guest's.
+    pub seat: Seat,
     /// Times frames waited in the taps for the guest.
     pub starved: u64,
     /// Rings stopped because the guest broke them.
@@ -299,6 +302,7 @@ impl Node {
             calls: self.trunk_counters.calls.value(),
             busy_steps: self.driver_counters.busy.value(),
             sleeps: self.driver_counters.sleeps.value(),
+            seat: self.driver_counters.seat(),
             starved: self.trunk_counters.starved.value(),
             broken: self.trunk_counters.broken.value(),
         }

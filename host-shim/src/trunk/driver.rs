@@ -4,8 +4,8 @@
 //! that polling would have caught it, so the poll grows; a long sleep says it was wasted, so it shrinks, down to zero. On
 //! two cores a spinning thread takes time from the pods, on many it saves a wake of 20-70 µs per burst.
 //!
-//! A poll that was held up for longer than looking takes shared its core with somebody; for a while after that the thread
-//! does not poll: where cores are scarce, it would take time from those whose frames it waits for.
+//! Where others want the core (`crowd`), or the guest is to run on it (`place`), the thread does not poll: it would take time
+//! from those whose frames it waits for.
 
 use std::fs::File;
 use std::io;
@@ -19,10 +19,12 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::crowd::Crowd;
 use super::drops::Counter;
 use super::engine::{Engine, Wait};
 use super::features::Offloads;
 use super::links::LinkCounters;
+use super::place::{Place, Seat};
 use super::ring::Ring;
 use crate::wiring::tap;
 
@@ -48,6 +50,8 @@ pub enum Command {
     Hold(Duration),
     /// Let frames to the guest.
     Release,
+    /// This process runs the guest now, or none does.
+    Serve(Option<i32>),
     /// The guest takes these offloads: tell every tap, and those to come.
     Offloads(Offloads),
     /// Serve a tap.
@@ -77,6 +81,18 @@ pub struct DriverCounters {
     pub busy: Counter,
     /// Times it went to sleep.
     pub sleeps: Counter,
+    seat: Mutex<Seat>,
+}
+
+impl DriverCounters {
+    /// Which cores the thread takes at present.
+    pub fn seat(&self) -> Seat {
+        *self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_seat(&self, seat: Seat) {
+        *self.seat.lock().unwrap_or_else(PoisonError::into_inner) = seat;
+    }
 }
 
 /// The way to the driver's thread.
@@ -146,23 +162,27 @@ impl Driver {
             shared: shared.clone(),
             sender,
         };
-        let mut running = Running {
-            engine,
-            shared,
-            inbox,
-            epoll,
-            kicks: [None, None],
-            offloads: Offloads::ALL,
-            longest: polling.longest,
-            poll: polling.longest,
-            crowd: Crowd::default(),
-            taps_watched: true,
-            held_until: None,
-            counters,
+        let run = move || {
+            let mut running = Running {
+                engine,
+                shared,
+                inbox,
+                epoll,
+                kicks: [None, None],
+                offloads: Offloads::ALL,
+                longest: polling.longest,
+                poll: polling.longest,
+                crowd: Crowd::default(),
+                place: Place::here(),
+                taps_watched: true,
+                held_until: None,
+                counters,
+            };
+            running.run();
         };
         let thread = std::thread::Builder::new()
             .name("trunk".into())
-            .spawn(move || running.run())?;
+            .spawn(run)?;
         Ok(Self {
             mailbox,
             thread: Mutex::new(Some(thread)),
@@ -194,35 +214,6 @@ const TAPS: u64 = 1;
 /// Kick of queue `n` is event `KICK + n`.
 const KICK: u64 = 2;
 
-/// Whether others want the core: seen by looks at the clock that lie too far apart.
-#[derive(Debug, Default)]
-struct Crowd {
-    last_look: Option<Instant>,
-    until: Option<Instant>,
-}
-
-/// No step without work takes this long; a thread that was preempted is away for a time slice, a millisecond or more.
-const HELD_UP: Duration = Duration::from_micros(250);
-/// For this long after a held-up poll the host is taken for crowded.
-const CROWDED: Duration = Duration::from_millis(20);
-
-impl Crowd {
-    /// A look at `now`, in a poll that has lasted since `since`.
-    fn look(&mut self, now: Instant, since: Instant) {
-        if let Some(last) = self.last_look
-            && last >= since
-            && now.duration_since(last) > HELD_UP
-        {
-            self.until = Some(now + CROWDED);
-        }
-        self.last_look = Some(now);
-    }
-
-    fn is_there(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
-    }
-}
-
 struct Running {
     engine: Engine,
     shared: Arc<Shared>,
@@ -234,6 +225,7 @@ struct Running {
     /// The present length of a poll.
     poll: Duration,
     crowd: Crowd,
+    place: Place,
     taps_watched: bool,
     held_until: Option<Instant>,
     counters: Arc<DriverCounters>,
@@ -246,7 +238,12 @@ impl Running {
             if self.shared.mail.swap(false, Ordering::Acquire) && !self.read_mail() {
                 return;
             }
-            if self.engine.step().any() {
+            let progress = self.engine.step();
+            if progress.any() {
+                let frames = progress.to_guest + progress.from_guest;
+                if self.place.moved(frames, Instant::now()) {
+                    self.counters.set_seat(self.place.seat());
+                }
                 self.counters.busy.add(1);
                 idle_since = None;
                 continue;
@@ -259,12 +256,12 @@ impl Running {
             }
             let since = *idle_since.get_or_insert(now);
             self.crowd.look(now, since);
-            if now.duration_since(since) < self.poll && !self.crowd.is_there(now) {
+            let others_wait = self.crowd.is_there(now) || self.place.seat() == Seat::Shared;
+            if now.duration_since(since) < self.poll && !others_wait {
                 std::hint::spin_loop();
                 continue;
             }
             self.sleep();
-            self.crowd.last_look = None;
             idle_since = None;
         }
     }
@@ -339,6 +336,8 @@ impl Running {
                     kick,
                 } => {
                     self.set_kick(queue, kick);
+                    self.place.settle();
+                    self.counters.set_seat(self.place.seat());
                     self.engine.start_ring(queue, *ring, call);
                 }
                 Command::StopRing { queue, reply } => {
@@ -347,6 +346,10 @@ impl Running {
                     let _ = reply.send(self.engine.stop_ring(queue));
                 }
                 Command::SetCall { queue, call } => self.engine.set_call(queue, call),
+                Command::Serve(vmm) => {
+                    self.place.belongs_to(vmm);
+                    self.counters.set_seat(self.place.seat());
+                }
                 Command::Hold(limit) => self.hold(Some(Instant::now() + limit)),
                 Command::Release => self.hold(None),
                 Command::Offloads(offloads) => {

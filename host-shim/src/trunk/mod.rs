@@ -2,15 +2,17 @@
 //!
 //! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with suspicion, `links` knows the
 //! taps, `receive` and `send` move frames without touching payload, `engine` is one step of both, `driver` the thread that
-//! keeps stepping. `segment` cuts what a tap cannot.
+//! keeps stepping, `crowd` and `place` when it polls and where. `segment` cuts what a tap cannot.
 
 pub mod chain;
+mod crowd;
 pub mod driver;
 pub mod drops;
 pub mod engine;
 pub mod features;
 pub mod links;
 pub mod memory;
+pub mod place;
 #[cfg(test)]
 mod property_tests;
 mod receive;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::backend::Backend;
 use self::wire::Reply;
-use super::driver::Mailbox;
+use super::driver::{Command, Mailbox};
 use super::features::Features;
 
 mod backend;
@@ -90,6 +90,7 @@ fn converse(stream: &UnixStream, offered: Features, mailbox: &Mailbox, state: &T
         ..TrunkPeer::default()
     }));
     tracing::info!(pid, "VMM connected to the trunk");
+    mailbox.send(Command::Serve(pid));
     let mut backend = Backend::new(offered, mailbox.clone(), pid, state.clone());
     let end = loop {
         if let Err(error) = answer(stream, &mut backend) {
@@ -97,6 +98,7 @@ fn converse(stream: &UnixStream, offered: Features, mailbox: &Mailbox, state: &T
         }
     };
     backend.stop_all();
+    mailbox.send(Command::Serve(None));
     state.set(None);
     match end.kind() {
         io::ErrorKind::InvalidData => tracing::warn!(pid, error = %end, "trunk connection ended"),
