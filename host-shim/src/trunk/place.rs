@@ -68,10 +68,7 @@ impl Place {
     /// This process runs the guest from now on, or none does.
     pub(super) fn belongs_to(&mut self, vmm: Option<i32>) {
         self.vmm = vmm;
-        if self.home.take().is_some() {
-            go(THIS_THREAD, &self.given);
-        }
-        self.together = false;
+        self.leave();
     }
 
     /// The guest runs: it has started a ring.
@@ -81,9 +78,12 @@ impl Place {
         };
         let guest = self.vmm.and_then(guest_thread);
         let Some(guest) = guest.filter(|_| self.given.len() <= SCARCE) else {
-            return;
+            return self.leave();
         };
-        self.home = go(guest, &[last]).then_some(last);
+        if !go(guest, &[last]) {
+            return self.leave();
+        }
+        self.home = Some(last);
         self.take();
     }
 
@@ -119,7 +119,15 @@ impl Place {
         let wanted = |core: &usize| (*core == home) == self.together;
         let cores: Vec<usize> = self.given.iter().copied().filter(wanted).collect();
         if !go(THIS_THREAD, &cores) {
-            self.home = None;
+            self.leave();
+        }
+    }
+
+    /// Back to whatever the scheduler chooses.
+    fn leave(&mut self) {
+        self.together = false;
+        if self.home.take().is_some() {
+            go(THIS_THREAD, &self.given);
         }
     }
 }
