@@ -11,19 +11,22 @@ export SLUICE_IMAGE ?= $(CURDIR)/target/guest/sluice-appliance
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: ## install what is missing (root on Debian/Ubuntu), or say what
-	@tests/scripts/setup.sh
+setup: ## install what tests and benchmarks lack (root on Debian/Ubuntu), or say what
+	@tests/scripts/setup.sh test
+
+setup-%:
+	@tests/scripts/setup.sh $*
 
 image: ## the guest image: one static ELF with a PVH note
-	@cargo build --quiet --profile guest -p sluice-guest --bin sluice-appliance
+	@cargo build --profile guest -p sluice-guest --bin sluice-appliance
 
-build: setup image ## everything, optimised
-	@cargo build --quiet --release -p sluice-vmm -p sluice-host -p sluice-cni -p sluice-replay -p sluice-tests
+build: setup-run image ## everything, optimised
+	@cargo build --release -p sluice-vmm -p sluice-host -p sluice-cni -p sluice-replay -p sluice-tests
 
 run: build ## one node with the pods of EXAMPLE, live status until Ctrl-C, then nothing is left
 	@$(REL)/sluice-lab run $(EXAMPLE)
 
-demo: build ## bring it up, send traffic, print a checklist; NODES=2 for the overlay
+demo: setup-demo build ## bring it up, send traffic, print a checklist; NODES=2 for the overlay
 	@$(REL)/sluice-lab demo --nodes $(NODES)
 
 test: setup ## everything that proves the product; ends with `N passed, N failed`
@@ -38,7 +41,7 @@ check: image ## format, lints, documentation, guest build
 boot-test: setup ## the image under QEMU without KVM: self-test in ring 3, then real traffic
 	@tests/scripts/test.sh boot
 
-bench: build ## measure against the kernel's paths in one interleaved run; BENCH=pipeline for the dataplane alone
+bench: setup build ## measure against the kernel's paths in one interleaved run; BENCH=pipeline for the dataplane alone
 	@tests/scripts/bench.sh $(BENCH)
 
 fuzz: ## a minute of each fuzz target; FUZZ_SECONDS to change it
