@@ -511,7 +511,7 @@ fn every_other_packet_is_dropped_for_a_reason_of_its_own() {
 }
 
 #[test]
-fn q03_families_never_meet() {
+fn families_never_meet() {
     let mut bench = Bench::pods();
     let mapped = Builder::from(16, "fd00::1", "fd00::2").build();
     let mut mapped = mapped;
