@@ -299,12 +299,14 @@ impl<'m> Tables<'m> {
             .filter(|link| link.is_present())
     }
 
-    /// Where `address` is.
+    /// Where `address` is. An external address of a Service that lies behind a peer is the peer's.
     #[inline]
     pub fn place(&self, address: Address) -> Place {
-        self.known
-            .find(address)
-            .map_or(Place::Elsewhere, Known::place)
+        match self.known.find(address).map(Known::place) {
+            Some(Place::External) if self.overlay.remote(address).is_some() => Place::Elsewhere,
+            Some(place) => place,
+            None => Place::Elsewhere,
+        }
     }
 
     /// What the range is for in which `address` lies; the most special of all it lies in.

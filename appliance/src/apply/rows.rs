@@ -57,7 +57,7 @@ impl Tables<'_> {
                 let address = Address::from(row.address);
                 // The pipeline asks for frontends only at addresses of which it knows that they may have some.
                 let known = self.known.find_shadow(address).and_then(Known::role);
-                if address.is_unspecified() || known.is_some_and(|role| role != AddressRole::Peer) {
+                if address.is_unspecified() || known.is_some() {
                     self.services.put_frontend(row)
                 } else {
                     Err((Field::Address, MISSING))
@@ -286,9 +286,11 @@ impl Tables<'_> {
             return Ok(());
         };
         let other_link = known.link().is_some_and(|other| other != link);
-        let other_role = known.role().is_some_and(|role| {
-            link != LinkId::HOST
-                || !matches!(role, AddressRole::Node | AddressRole::NodeWithoutPorts)
+        let other_role = known.role().is_some_and(|role| match role {
+            AddressRole::Node | AddressRole::NodeWithoutPorts => link != LinkId::HOST,
+            AddressRole::Peer | AddressRole::Cluster => true,
+            // Whoever may write a Service can claim any address: that keeps no pod from its own.
+            AddressRole::External => false,
         });
         if other_link || other_role {
             return Err((Field::Addresses, RejectReason::Taken));
@@ -333,9 +335,13 @@ impl Tables<'_> {
         if !is_host(address) {
             return Err((Field::Address, INVALID));
         }
-        let node = matches!(row.role, AddressRole::Node | AddressRole::NodeWithoutPorts);
         let link = self.known.find_shadow(address).and_then(Known::link);
-        if link.is_some_and(|link| link != LinkId::HOST || !node) {
+        let is_taken = |link| match row.role {
+            AddressRole::Node | AddressRole::NodeWithoutPorts => link != LinkId::HOST,
+            AddressRole::Peer | AddressRole::Cluster => true,
+            AddressRole::External => false,
+        };
+        if link.is_some_and(is_taken) {
             return Err((Field::Address, RejectReason::Taken));
         }
         self.know(address, |known| known.with_role(Some(row.role)))

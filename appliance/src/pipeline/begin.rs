@@ -18,7 +18,7 @@ use crate::verdict::Verdict;
 use crate::wire::protocol;
 use sluice_contract::{DropReason, LinkId, Protocol};
 
-/// UDP ports of tunnels: VXLAN by IANA and by Linux, Geneve.
+/// Well-known UDP ports of tunnels: VXLAN by IANA and by Linux, Geneve.
 const TUNNEL_PORTS: [u16; 3] = [4789, 8472, 6081];
 
 /// A connection that only wants to be committed.
@@ -44,7 +44,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         }
         let place = self.tables.place(packet.destination);
         let origin = Origin::of(frame.ingress);
-        self.admit(frame, packet, origin, place)?;
+        self.admit(frame, packet, origin)?;
         let named = self.named();
         let for_here = matches!(place, Place::Link(_) | Place::Node { .. });
         if self.origin.is_some() && named.is_none() && !for_here {
@@ -78,13 +78,7 @@ impl<O: Observer> Stages<'_, '_, O> {
     }
 
     /// Who may not even ask.
-    fn admit(
-        &self,
-        frame: &Frame<'_>,
-        packet: &Packet,
-        origin: Origin,
-        place: Place,
-    ) -> Result<(), Refusal> {
+    fn admit(&self, frame: &Frame<'_>, packet: &Packet, origin: Origin) -> Result<(), Refusal> {
         match origin {
             Origin::Outside if self.is_posing(packet) => Err(DropReason::Spoof.into()),
             Origin::Outside => match self.tables.place(packet.source) {
@@ -92,21 +86,22 @@ impl<O: Observer> Stages<'_, '_, O> {
                 Place::Node { .. } | Place::Cluster => Err(DropReason::Spoof.into()),
                 _ => Ok(()),
             },
-            Origin::Pod => {
-                let tunnel = matches!(packet.protocol, protocol::IPIP | protocol::IPV6_IN_IP)
-                    || packet.protocol == protocol::UDP
-                        && packet
-                            .transport
-                            .ports()
-                            .is_some_and(|(_, to)| TUNNEL_PORTS.contains(&to));
-                let denied = self.tables.nat().is_none_or(|nat| nat.row.deny_encap);
-                if tunnel && denied && matches!(place, Place::Node { .. } | Place::Peer) {
-                    return Err(DropReason::EncapFromPod.into());
-                }
-                Ok(())
-            }
-            Origin::Node => Ok(()),
+            Origin::Pod | Origin::Node => Ok(()),
         }
+    }
+
+    /// Whether a flow, as it leaves for `place`, enters a tunnel of the cluster: a node would unwrap what the sender wrote.
+    fn is_encapsulation(&self, leaving: &Flow, place: Place) -> bool {
+        let to_node = matches!(place, Place::Node { .. } | Place::Peer);
+        let port = leaving.destination_port();
+        let own = || self.tables.overlay().tunnel().map(|tunnel| tunnel.port);
+        to_node
+            && match leaving.protocol() {
+                protocol::IPIP | protocol::IPV6_IN_IP => true,
+                protocol::UDP => TUNNEL_PORTS.contains(&port) || own() == Some(port),
+                _ => false,
+            }
+            && self.tables.nat().is_none_or(|nat| nat.row.deny_encap)
     }
 
     /// From the underlay as it is, but with a source that lies behind a node whose packets come in a tunnel. Nodes themselves
@@ -203,6 +198,11 @@ impl<O: Observer> Stages<'_, '_, O> {
                 self.tables.place(choice.address),
             ),
         };
+        // Whoever may write a Service names its backends: none of them is a way into a tunnel, wherever the client is.
+        let is_suspect = choice.is_some() || ingress.is_pod();
+        if is_suspect && self.is_encapsulation(&to_backend, place) {
+            return Err(DropReason::EncapFromPod.into());
+        }
         let path = self.path_at(to_backend.destination(), place)?;
         let tunnelled = self.origin.map(|origin| origin.peer);
         let answers = choice.map(|choice| self.answers(&mut new, choice, place, path));

@@ -95,7 +95,10 @@ pub fn frontend<'t>(
     flow: &Flow,
     place: Place,
 ) -> Result<&'t Frontend, NoChoice> {
-    let has_frontends = matches!(place, Place::Node { .. } | Place::Cluster | Place::External);
+    let has_frontends = matches!(
+        place,
+        Place::Node { .. } | Place::Peer | Place::Cluster | Place::External
+    );
     let protocol = Protocol::from_number(flow.protocol());
     let (true, Some(protocol)) = (has_frontends, protocol) else {
         return Err(nobody(place));

@@ -78,13 +78,14 @@ impl Known {
         }
     }
 
-    /// What it all amounts to. The node's addresses also stand at the host's link.
+    /// What it all amounts to. The node's addresses also stand at the host's link, and a link keeps its address whatever a
+    /// Service claims.
     #[inline]
     pub fn place(&self) -> Place {
         match (self.role, self.link()) {
             (1, _) => Place::Node { ports: true },
-            (2, _) | (0, Some(LinkId::HOST)) => Place::Node { ports: false },
-            (0, Some(link)) => Place::Link(link),
+            (2, _) | (0 | 5, Some(LinkId::HOST)) => Place::Node { ports: false },
+            (0 | 5, Some(link)) => Place::Link(link),
             (3, _) => Place::Peer,
             (4, _) => Place::Cluster,
             (5, _) => Place::External,

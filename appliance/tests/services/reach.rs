@@ -321,13 +321,18 @@ fn s10_external_addresses_belong_to_services_and_not_to_routes() {
                 .build();
             bench.send(link, &sent).replied();
         }
-        // An address that the node already routes is not to be taken by a Service.
-        let taken = known(a.pods[2], AddressRole::External);
-        let outcome = bench.change(&[ToGuest::Put(taken)]);
-        assert!(matches!(
-            outcome,
-            sluice_appliance::apply::Outcome::Refused(..)
-        ));
+        // An address that the node already routes is not taken by a Service, whose row costs no other one.
+        let to_pod = |port| {
+            let sent = packet(16, a.pods[0], a.pods[2]);
+            sent.tcp(7, port, tcp::SYN).build()
+        };
+        bench.commit(&[
+            known(a.pods[2], AddressRole::External),
+            svc.frontend(a.pods[2], 80, FrontendKind::ExternalIp),
+        ]);
+        for port in [80, 81] {
+            bench.send(16, &to_pod(port)).forwarded(18);
+        }
     }
 }
 
