@@ -6,7 +6,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use std::fs::File;
 
-#[path = "../../host-shim/model/tests/sources/api.rs"]
+#[path = "../../host-shim/model/tests/sources/api/mod.rs"]
 #[expect(
     dead_code,
     clippy::unwrap_used,

@@ -8,14 +8,16 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::Request;
-use kube::{Client, Error};
 use serde_json::{Value, json};
 use tokio::sync::watch::{self, Receiver, Sender};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::source::Running;
-use crate::source::kube::{BackOff, Kubernetes, connect};
+use crate::source::kube::Kubernetes;
+use crate::source::kube::answer::parse;
+use crate::source::kube::back_off::BackOff;
+use crate::source::kube::request::{Ask, escape};
+use crate::source::kube::server::{Failure, Server};
 
 /// How often the object is read when nothing is to be changed.
 const LOOK: Duration = Duration::from_secs(60);
@@ -50,9 +52,9 @@ impl NodeTaint {
         let (end, mut ended) = watch::channel(());
         let shared = Arc::<Mutex<State>>::default();
         let keeper = Keeper {
-            uri: format!("/api/v1/nodes/{node}"),
+            path: format!("/api/v1/nodes/{}", escape(node)),
             key: key.to_owned(),
-            api,
+            server: Server::new(api),
             shared: shared.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -91,34 +93,43 @@ impl NodeTaint {
 }
 
 struct Keeper {
-    uri: String,
+    path: String,
     key: String,
-    api: Kubernetes,
+    server: Server,
     shared: Arc<Mutex<State>>,
 }
 
 impl Keeper {
     async fn run(&self, mut wanted: Receiver<Option<bool>>) {
-        let mut back_off = BackOff::new(self.api.patience());
-        let mut client = None;
+        let mut back_off = BackOff::new(self.server.patience());
         loop {
             let now = *wanted.borrow_and_update();
-            let pause = match now {
-                None => LOOK,
-                Some(tainted) => match self.bring(&mut client, tainted).await {
+            let result = match now {
+                None => Ok(()),
+                Some(tainted) => self.bring(tainted).await,
+            };
+            match (&result, now) {
+                (Ok(()), Some(tainted)) => self.note(Some(tainted), None),
+                (Ok(()), None) => {}
+                (Err(failure), _) => self.note(None, Some(failure.reason().to_owned())),
+            }
+            let pause = async {
+                match result {
                     Ok(()) => {
-                        self.tell(Some(tainted), None);
                         back_off.reset();
-                        LOOK
+                        sleep(LOOK).await;
                     }
-                    Err(reason) => {
-                        self.tell(None, Some(reason));
-                        back_off.next()
+                    Err(Failure::Unavailable(_, asked)) => self.server.wait(asked).await,
+                    Err(Failure::Refused(_, asked)) => {
+                        self.server.pause(back_off.next(), asked).await;
                     }
-                },
+                    Err(Failure::Absent { .. } | Failure::Expired) => {
+                        self.server.pause(back_off.next(), None).await;
+                    }
+                }
             };
             tokio::select! {
-                () = sleep(pause) => {}
+                () = pause => {}
                 changed = wanted.changed() => {
                     if changed.is_err() {
                         return;
@@ -128,7 +139,7 @@ impl Keeper {
         }
     }
 
-    fn tell(&self, tainted: Option<bool>, problem: Option<String>) {
+    fn note(&self, tainted: Option<bool>, problem: Option<String>) {
         let mut state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if state.problem != problem {
             let log = |it: &String| tracing::warn!(taint = %self.key, problem = %it, "the node's taint cannot be changed at the moment");
@@ -139,16 +150,8 @@ impl Keeper {
     }
 
     /// Makes the object as wanted.
-    async fn bring(&self, client: &mut Option<Client>, tainted: bool) -> Result<(), String> {
-        if client.is_none() {
-            *client = Some(connect(self.api.access()).await?);
-        }
-        let Some(client) = client else {
-            return Err("There is no client".into());
-        };
-        let node = self
-            .ask(client, Request::get(&self.uri), Vec::new())
-            .await?;
+    async fn bring(&self, tainted: bool) -> Result<(), Failure> {
+        let node = self.ask(&Ask::get(self.path.clone())).await?;
         let taints = node.pointer("/spec/taints").and_then(Value::as_array);
         let taints = taints.cloned().unwrap_or_default();
         let is_ours = |taint: &Value| taint["key"] == *self.key;
@@ -163,29 +166,13 @@ impl Keeper {
             "metadata": {"resourceVersion": node.pointer("/metadata/resourceVersion")},
             "spec": {"taints": changed},
         });
-        let request =
-            Request::patch(&self.uri).header("content-type", "application/merge-patch+json");
-        self.ask(client, request, patch.to_string().into_bytes())
-            .await?;
+        self.ask(&Ask::merge(&self.path, &patch)).await?;
         tracing::info!(taint = %self.key, tainted, "the node's taint is changed");
         Ok(())
     }
 
-    async fn ask(
-        &self,
-        client: &Client,
-        request: http::request::Builder,
-        body: Vec<u8>,
-    ) -> Result<Value, String> {
-        let request = request.body(body).map_err(|it| it.to_string())?;
-        let answer = timeout(self.api.patience().answer, client.request(request)).await;
-        match answer.map_err(|_| "No answer".to_owned())? {
-            Ok(value) => Ok(value),
-            Err(Error::Api(status)) => Err(format!(
-                "The server answers {}: {}",
-                status.code, status.message
-            )),
-            Err(error) => Err(error.to_string()),
-        }
+    async fn ask(&self, ask: &Ask) -> Result<Value, Failure> {
+        let answer = self.server.send(ask).await?;
+        parse(answer, self.server.patience().answer).await
     }
 }

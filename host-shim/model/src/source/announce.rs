@@ -5,15 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::rc::Rc;
 
-use http::{Request, header};
-use kube::Client;
-use kube::client::Body;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
 
-use super::kube::{BackOff, Patience, escape};
+use super::kube::back_off::BackOff;
+use super::kube::request::{Ask, escape};
+use super::kube::server::{Failure, Server};
 
 /// Annotations by name; without a value they are taken away.
 pub type Annotations = BTreeMap<String, Option<String>>;
@@ -49,14 +48,19 @@ impl Announcer {
 
 impl Writer {
     /// Writes for good.
-    pub(super) async fn run(mut self, client: Client, patience: Patience) {
-        let mut back_off = BackOff::new(patience);
+    pub(super) async fn run(mut self, server: Rc<Server>) {
+        let mut back_off = BackOff::new(server.patience());
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             if !wanted.is_empty() {
-                if let Err(reason) = write(&client, patience, &self.node, &wanted).await {
+                if let Err(failure) = self.write(&server, &wanted).await {
+                    let reason = failure.reason();
                     tracing::warn!(%reason, node = %self.node, "the node's annotations are not written");
-                    sleep(back_off.next()).await;
+                    match failure {
+                        Failure::Unavailable(_, asked) => server.wait(asked).await,
+                        Failure::Refused(_, asked) => server.pause(back_off.next(), asked).await,
+                        _ => server.pause(back_off.next(), None).await,
+                    }
                     continue;
                 }
                 tracing::info!(node = %self.node, "the node's annotations are written");
@@ -68,26 +72,11 @@ impl Writer {
             }
         }
     }
-}
 
-async fn write(
-    client: &Client,
-    patience: Patience,
-    node: &str,
-    annotations: &Annotations,
-) -> Result<(), String> {
-    let merge = json!({"metadata": {"annotations": annotations}});
-    let request = Request::patch(format!("/api/v1/nodes/{}/status", escape(node)))
-        .header(header::CONTENT_TYPE, "application/merge-patch+json")
-        .header(header::ACCEPT, "application/json")
-        .body(Body::from(merge.to_string().into_bytes()))
-        .map_err(|error| error.to_string())?;
-    let answer = timeout(patience.answer, client.send(request)).await;
-    let answer = answer.map_err(|_| "No answer")?;
-    let status = answer.map_err(|error| error.to_string())?.status();
-    if status.is_success() {
+    async fn write(&self, server: &Server, annotations: &Annotations) -> Result<(), Failure> {
+        let path = format!("/api/v1/nodes/{}/status", escape(&self.node));
+        let patch = json!({"metadata": {"annotations": annotations}});
+        server.send(&Ask::merge(&path, &patch)).await?;
         Ok(())
-    } else {
-        Err(format!("The server answers {status}"))
     }
 }

@@ -5,7 +5,10 @@
     reason = "a test ends where its ground is not as it expects"
 )]
 
+mod absence;
+#[expect(dead_code, reason = "the tests of rights come with the role")]
 mod api;
+mod outage;
 mod taint;
 
 use std::fs;
@@ -69,30 +72,32 @@ impl Cluster {
     }
 
     fn follow(&self) -> Follower {
-        let (sender, events) = channel();
-        let running = match self {
-            Self::Directory(directory) => Directory::new(directory.path()).start(sender),
-            Self::Api(api) => kubernetes(api).start(sender),
-        };
-        Follower {
-            store: Store::default(),
-            seen: Vec::new(),
-            events,
-            _running: running.unwrap(),
+        match self {
+            Self::Directory(directory) => Follower::of(Directory::new(directory.path())),
+            Self::Api(api) => Follower::of(kubernetes(api)),
         }
     }
 }
 
 fn kubernetes(api: &Api) -> Kubernetes {
     let uri = format!("http://{}", api.address).parse().unwrap();
-    let patience = Patience {
+    Kubernetes::new(kube::Config::new(uri)).with_patience(brisk())
+}
+
+/// The waits of a node, but shorter.
+fn brisk() -> Patience {
+    Patience {
         first: Duration::from_millis(5),
         most: Duration::from_millis(40),
         missing: Duration::from_millis(30),
+        lasting: Duration::from_millis(100),
         answer: Duration::from_secs(5),
         ..Patience::default()
-    };
-    Kubernetes::new(kube::Config::new(uri)).with_patience(patience)
+    }
+}
+
+fn follow_with(api: &Api, patience: Patience) -> Follower {
+    Follower::of(kubernetes(api).with_patience(patience))
 }
 
 fn path(kind: Kind) -> &'static str {
@@ -132,6 +137,31 @@ struct Follower {
 }
 
 impl Follower {
+    fn of(source: impl Source) -> Self {
+        let (sender, events) = channel();
+        let running = source.start(sender);
+        Self {
+            store: Store::default(),
+            seen: Vec::new(),
+            events,
+            _running: running.unwrap(),
+        }
+    }
+
+    /// Applies all events of some time; how many there were.
+    fn hear(&mut self, time: Duration) -> usize {
+        let end = Instant::now() + time;
+        let mut count = 0;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            if let Ok(event) = self.events.recv_timeout(left) {
+                self.seen.push(event.clone());
+                self.store.apply(event);
+                count += 1;
+            }
+        }
+        count
+    }
+
     /// Applies events until `done` holds; far longer than it ever takes means that it does not come.
     #[track_caller]
     fn until(&mut self, what: &str, done: impl Fn(&Store) -> bool) {
@@ -390,44 +420,6 @@ fn bookmarks_move_the_place_at_which_a_watch_resumes() {
 }
 
 #[test]
-fn a_kind_that_the_server_does_not_have_is_empty_until_it_has_it() {
-    let server = Api::start();
-    server.lacks(CLUSTER_POLICIES);
-    server.lacks(NODE_POLICIES);
-    let cluster = Cluster::Api(server);
-    cluster.put(Kind::Pod, pod("a", "web"));
-    let mut follower = cluster.follow();
-    follower.until("what was there", Store::is_in_sync);
-    assert_eq!(follower.store.lost(), None);
-}
-
-#[test]
-fn n21_a_node_that_may_not_read_node_policies_goes_on_and_says_so() {
-    let guard = json!({"metadata": {"name": "guard"}, "spec": {"nodeSelector": {}}});
-    let has_guard = |it: &Store| it.count(Kind::NodePolicy) == 1;
-    let server = Api::start();
-    server.fail(NODE_POLICIES, Fault::Status(403, ""));
-    let cluster = Cluster::Api(server);
-    cluster.put(Kind::NodePolicy, guard.clone());
-    let mut follower = cluster.follow();
-    let is_told = |it: &Store| it.findings().any(|it| it.reason.contains("forbids"));
-    follower.until("what was there", |it| it.is_in_sync() && is_told(it));
-    assert_eq!(follower.store.lost(), None);
-    // The right is given: it is read, and nothing is wrong.
-    follower.until("the policy", |it| has_guard(it) && !is_told(it));
-    // What was read once stays, if the right is taken away or the list is of no use.
-    let Cluster::Api(server) = &cluster else {
-        panic!("not an API")
-    };
-    server.fail(NODE_POLICIES, Fault::Status(403, ""));
-    server.rewrite(NODE_POLICIES, &[guard]);
-    follower.until("that it is lost", |it| it.lost().is_some());
-    assert!(has_guard(&follower.store));
-    follower.until("that it is not", |it| it.lost().is_none());
-    assert!(has_guard(&follower.store));
-}
-
-#[test]
 fn only_what_is_wanted_is_asked_for() {
     let (api, _follower) = api();
     let requests = api.requests();
@@ -466,14 +458,7 @@ fn o03_what_a_node_says_of_itself_is_written_once_and_kept_true_through_failures
         panic!("not the API")
     };
     let (source, announcer) = kubernetes(&api).announcing("n1");
-    let (sender, events) = channel();
-    let running = source.start(sender).unwrap();
-    let mut follower = Follower {
-        store: Store::default(),
-        seen: Vec::new(),
-        events,
-        _running: running,
-    };
+    let mut follower = Follower::of(source);
     follower.until("the nodes", |store| store.count(Kind::Node) == 2);
     // Before anything is said nothing is written.
     assert!(!api.requests().iter().any(|it| it.contains("/status")));
