@@ -11,6 +11,5 @@ mod files;
 pub mod hostlink;
 pub mod node;
 pub mod supervisor;
-pub mod trunk;
 pub mod uplink;
 pub mod wiring;

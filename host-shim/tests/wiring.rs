@@ -15,9 +15,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use sluice_contract::{LinkId, Mac};
-use sluice_host::trunk::features::Offloads;
 use sluice_host::wiring::testing::{Namespace, namespaces};
-use sluice_host::wiring::{LinkSpec, Mode, tap};
+use sluice_host::wiring::{LinkSpec, Mode};
+use sluice_trunk::features::Offloads;
+use sluice_trunk::tap;
 
 fn spec(pod: &Namespace, id: u16, mode: Mode) -> LinkSpec {
     let id = LinkId::new(id).unwrap();

@@ -20,7 +20,7 @@ use self::config::HostLinkConfig;
 pub(crate) use self::local::{LocalPort, LocalPorts};
 use crate::wiring::netlink::{Change, GatewayRoute, Netlink};
 use crate::wiring::netns::set_sysctl;
-use crate::wiring::tap;
+use sluice_trunk::tap;
 
 /// The tap.
 pub const TAP: &str = "sluice0";

@@ -19,8 +19,8 @@ use super::{bandwidth, ports};
 use crate::cluster::pod_name;
 use crate::config::{PodConfig, parse_mac};
 use crate::files;
-use crate::trunk::links::LinkCounters;
 use crate::wiring::{LinkSpec, Mode};
+use sluice_trunk::links::LinkCounters;
 
 /// What is written down of a link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

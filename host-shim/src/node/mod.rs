@@ -37,13 +37,14 @@ use crate::files;
 use crate::hostlink::HostLinkError;
 use crate::supervisor::Supervisor;
 use crate::supervisor::command::Sockets;
-use crate::trunk::driver::{Command, Driver, DriverCounters, Polling};
-use crate::trunk::engine::{Engine, TrunkCounters};
-use crate::trunk::features::{Features, Offloads};
-use crate::trunk::links::LinkCounters;
-use crate::trunk::vhost::{self, TrunkState};
 use crate::uplink::UplinkError;
-use crate::wiring::{WiringError, tap};
+use crate::wiring::WiringError;
+use sluice_trunk::driver::{Command, Driver, DriverCounters, Polling};
+use sluice_trunk::engine::{Engine, TrunkCounters};
+use sluice_trunk::features::{Features, Offloads};
+use sluice_trunk::links::LinkCounters;
+use sluice_trunk::tap;
+use sluice_trunk::vhost::{self, TrunkState};
 
 /// How long a new link may take to be in force before it is taken back.
 const IN_FORCE: Duration = Duration::from_secs(5);

@@ -16,10 +16,10 @@ use super::ways::WayReport;
 use crate::announce::AnnounceReport;
 use crate::cluster::Cluster;
 use crate::cluster::report::ClusterReport;
-use crate::trunk::drops::HostDrop;
-use crate::trunk::links::Carried;
-use crate::trunk::place::Seat;
 use crate::uplink::report::NetworkReport;
+use sluice_trunk::drops::HostDrop;
+use sluice_trunk::links::Carried;
+use sluice_trunk::place::Seat;
 
 /// How long a report waits for the appliance's counters.
 const GUEST_COUNTERS: Duration = Duration::from_millis(500);

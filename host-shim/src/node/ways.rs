@@ -17,12 +17,12 @@ use crate::config::Config;
 use crate::hostlink;
 use crate::hostlink::config::HostLinkConfig;
 use crate::hostlink::{LocalPort, LocalPorts};
-use crate::trunk::links::LinkCounters;
-use crate::trunk::vnet;
 use crate::uplink::config::{UplinkConfig, parse_prefix};
 use crate::uplink::report::NetworkReport;
 use crate::uplink::{Ground, Uplink};
-use crate::wiring::tap;
+use sluice_trunk::links::LinkCounters;
+use sluice_trunk::tap;
+use sluice_trunk::vnet;
 
 /// What there is of them.
 #[derive(Debug, Default)]

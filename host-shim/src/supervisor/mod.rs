@@ -22,7 +22,7 @@ use self::command::{Choice, Kind, Sockets};
 use self::process::{Ending, Process, Record};
 use crate::config::Config;
 use crate::files;
-use crate::trunk::vhost::TrunkState;
+use sluice_trunk::vhost::TrunkState;
 
 /// Within this time an old VMM has connected again: its longest pause between attempts is 200 ms under KVM, and QEMU's one
 /// second (`reconnect=1`).
@@ -334,7 +334,7 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trunk::vhost::TrunkPeer;
+    use sluice_trunk::vhost::TrunkPeer;
 
     /// A run directory with a script in the VMM's place.
     struct Lab {

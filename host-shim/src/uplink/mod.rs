@@ -34,6 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use sluice_contract::Prefix;
 use sluice_model::compile::Members;
 use sluice_model::source::announce::Announcer;
+use sluice_trunk::tap;
 
 use self::config::{ProbeConfig, SegmentationBy};
 use self::follow::Following;
@@ -45,7 +46,7 @@ use self::reserved::Reserved;
 use crate::cluster::Cluster;
 use crate::control::Control;
 use crate::wiring::netlink::{Change, Netlink};
-use crate::wiring::{quiet, tap};
+use crate::wiring::quiet;
 
 pub use self::rows::Ground;
 

@@ -11,7 +11,6 @@ mod inspect;
 pub mod netlink;
 pub mod netns;
 mod removal;
-pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -23,6 +22,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sluice_contract::row::NodeRow;
 use sluice_contract::{LinkId, Mac};
+use sluice_trunk::tap;
 
 use self::netlink::{Change, Netlink};
 use self::netns::{Netns, is_out_of_means, set_sysctl};

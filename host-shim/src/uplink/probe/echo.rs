@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use sluice_contract::Mac;
 use sluice_contract::row::NodeRow;
 
-use crate::trunk::vnet;
+use sluice_trunk::vnet;
 
 /// The smallest probe: smaller than anything that a path might refuse.
 pub(super) const SMALL: u16 = 128;

@@ -12,7 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::drops::{Counter, Drops};
 use super::vnet;
-use crate::wiring::tap;
+use crate::tap;
 
 /// Link ids have 12 bits; 0 and 4095 name no VLAN (IEEE 802.1Q §9.6).
 const IDS: usize = 4096;

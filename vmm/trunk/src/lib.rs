@@ -1,8 +1,9 @@
 //! The trunk: the path of every frame between the links' taps and the guest's virtio-net rings.
 //!
-//! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with suspicion, `links` knows the
-//! taps, `receive` and `send` move frames without touching payload, `engine` is one step of both, `driver` the thread that
-//! keeps stepping, `crowd` and `place` when it polls and where. `segment` cuts what a tap cannot.
+//! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with suspicion, `tap` speaks to the
+//! tun driver, `links` knows the taps, `receive` and `send` move frames without touching payload, `engine` is one step of both,
+//! `driver` the thread that keeps stepping, `crowd` and `place` when it polls and where. `segment` cuts what a tap cannot.
+#![deny(unsafe_code)]
 
 pub mod chain;
 mod crowd;
@@ -21,6 +22,7 @@ mod segment;
 #[cfg(test)]
 mod segment_tests;
 mod send;
+pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]

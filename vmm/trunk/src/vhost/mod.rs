@@ -54,7 +54,8 @@ impl TrunkState {
         self.lock().only.is_none_or(|only| pid == Some(only))
     }
 
-    pub(crate) fn set(&self, peer: Option<TrunkPeer>) {
+    /// Records the VMM that is connected now; called by the conversation with it.
+    pub fn set(&self, peer: Option<TrunkPeer>) {
         self.lock().peer = peer;
     }
 

@@ -7,10 +7,10 @@ use std::sync::{Arc, mpsc};
 
 use super::wire::{Reply, Request};
 use super::{TrunkPeer, TrunkState};
-use crate::trunk::driver::{Command, Mailbox};
-use crate::trunk::features::Features;
-use crate::trunk::memory::{GuestMemory, MemoryError};
-use crate::trunk::ring::{Ring, RingError, RingSpec};
+use crate::driver::{Command, Mailbox};
+use crate::features::Features;
+use crate::memory::{GuestMemory, MemoryError};
+use crate::ring::{Ring, RingError, RingSpec};
 
 /// Queues of the trunk: one pair.
 const QUEUES: usize = 2;

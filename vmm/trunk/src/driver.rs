@@ -26,7 +26,7 @@ use super::features::Offloads;
 use super::links::LinkCounters;
 use super::place::{Place, Seat};
 use super::ring::Ring;
-use crate::wiring::tap;
+use crate::tap;
 
 /// What the driver is told between steps.
 #[derive(Debug)]

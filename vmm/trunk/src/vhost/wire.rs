@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use crate::trunk::memory::RegionSpec;
+use crate::memory::RegionSpec;
 
 /// The longest body read: a memory table of [`REGIONS`] regions is 264 bytes.
 const BODY_MAX: usize = 4096;

@@ -8,12 +8,12 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::trunk::driver::{Command, Driver, DriverCounters, Polling};
-use crate::trunk::engine::{Engine, RECEIVE, TRANSMIT, TrunkCounters};
-use crate::trunk::features::Offloads;
-use crate::trunk::links::LinkCounters;
-use crate::trunk::testing::{BASE, FakeGuest, LEN, USER};
-use crate::trunk::vnet;
+use crate::driver::{Command, Driver, DriverCounters, Polling};
+use crate::engine::{Engine, RECEIVE, TRANSMIT, TrunkCounters};
+use crate::features::Offloads;
+use crate::links::LinkCounters;
+use crate::testing::{BASE, FakeGuest, LEN, USER};
+use crate::vnet;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::*;
