@@ -66,11 +66,16 @@ impl Hasher {
     #[inline]
     pub(crate) const fn hash_id(&self, id: u64) -> u64 {
         let [k0, _] = self.key;
-        let mut hash = id ^ k0;
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        hash ^ (hash >> 33)
+        spread(id ^ k0)
     }
+}
+
+/// MurmurHash3's finalizer. Secret only if `hash` is.
+#[inline]
+pub(crate) const fn spread(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
 }
 
 #[inline]

@@ -3,16 +3,21 @@
 //! The first port tried is a secret function of the inside address and port alone, so one inside endpoint has one outside port
 //! towards everybody, with its parity preserved (REQ-4). A port may serve several destinations; what tells the answers apart
 //! is the whole flow, and if that is taken the next port is tried. No protocol is looked into (REQ-10).
+//!
+//! Towards a remote end that has many connections, ports that are known to be taken are passed over (see
+//! [`Sources`](crate::conntrack::Sources)), so a few tries suffice however few ports are left.
 
 use crate::address::Address;
 use crate::connection::{Path, Way};
+use crate::conntrack::Range;
 use crate::flow::Flow;
 use crate::hash::Hasher;
 use crate::tables::{Nat, Place, Tables};
 use sluice_contract::service::PrefixUse;
 
-/// Ports that are tried before giving up. With 93 % of the ports towards one destination in use, one flow in 10¹⁶ finds none.
-pub const ATTEMPTS: u32 = 512;
+/// Ports that are tried for one packet before giving up. Of a remote end of which less than a quarter is in use, one flow in
+/// 10⁹ finds none; of others it is known which are taken.
+pub const ATTEMPTS: u32 = 16;
 
 /// Whether traffic from a pod to `destination`, leaving by `egress`, gets the node's address (row E-01). What lies behind another
 /// node does not leave.
@@ -30,6 +35,15 @@ pub fn leaves_cluster(
             tables.purpose(destination),
             Some(PrefixUse::Pods | PrefixUse::Keep)
         )
+}
+
+/// The ports of the configured range.
+pub fn range(nat: &Nat) -> Range {
+    let (first, last) = (nat.row.first_port, nat.row.last_port);
+    Range {
+        first,
+        count: u32::from(last.saturating_sub(first)) + 1,
+    }
 }
 
 /// The ports to try for a flow, in order.
@@ -55,8 +69,8 @@ enum Step {
 impl Candidates {
     /// For the inside source of `flow`, out of the configured range.
     pub fn of(hasher: &Hasher, nat: &Nat, flow: &Flow) -> Self {
-        let (first, last) = (u32::from(nat.row.first_port), u32::from(nat.row.last_port));
-        let count = last.saturating_sub(first) + 1;
+        let Range { first, count } = range(nat);
+        let first = u32::from(first);
         let source = flow.source();
         let port = u32::from(flow.source_port()) | u32::from(flow.protocol()) << 16;
         let hash = hasher.hash([source.high(), source.low(), u64::from(port), 0x6e61_7421]);
@@ -72,6 +86,11 @@ impl Candidates {
             step: Step::Unused(step),
             left: ATTEMPTS.min(count),
         }
+    }
+
+    /// The one to begin with.
+    pub fn first(&self) -> u16 {
+        u16::try_from(self.first + self.next).unwrap_or(u16::MAX)
     }
 }
 

@@ -134,6 +134,7 @@ impl Capacity {
             + policy.bytes()
             + self.learned.bytes()
             + crate::Conntrack::region_bytes(self.connections).unwrap_or(usize::MAX / 2)
+            + crate::conntrack::Sources::bytes(self.connections)
             + self.fragments as usize * 2112
             + self.overlay.bytes()
     }

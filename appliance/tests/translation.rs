@@ -79,10 +79,15 @@ fn e03_mappings_are_independent_of_the_destination_and_exhaustion_is_told() {
         .map(|n| ends(&bench.send(16, &sent(&format!("203.0.113.{n}"), 7)).bytes).1)
         .collect();
     assert_eq!(ports.len(), 1);
-    // Four ports serve four flows to one destination, each its own; the fifth is told.
-    let ports: BTreeSet<u16> = (100..104)
-        .map(|port| ends(&bench.send(16, &sent("198.18.0.1", port)).bytes).1)
-        .collect();
+    // Four ports serve four flows to one destination, each its own: two of the first pod, one each of the others. The fifth is
+    // told.
+    let from = |link: u16, port| {
+        let pod = a.pods[usize::from(link) - 16];
+        packet(link, pod, "198.18.0.1").udp(port, 53).build()
+    };
+    let ports: BTreeSet<u16> = [(16, 100), (16, 101), (17, 102), (18, 103)]
+        .map(|(link, port)| ends(&bench.send(link, &from(link, port)).bytes).1)
+        .into();
     assert_eq!(ports, BTreeSet::from([60_000, 60_001, 60_002, 60_003]));
     let fifth = sent("198.18.0.1", 104);
     let told = bench.send(16, &fifth);

@@ -10,6 +10,7 @@
 )]
 
 mod names;
+mod refused;
 mod remote;
 
 use sluice_appliance::testing::node::{self, V4, V6, service};
@@ -100,6 +101,15 @@ impl Rig {
 
     /// Sends packets, a batch at a time; yields the nanoseconds per packet of each batch. All of them are forwarded.
     fn send<'p>(&mut self, packets: impl IntoIterator<Item = &'p Packet>) -> Vec<f64> {
+        self.send_and(packets, |verdict| matches!(verdict, Verdict::Forward(_)))
+    }
+
+    /// The same for packets that end otherwise.
+    fn send_and<'p>(
+        &mut self,
+        packets: impl IntoIterator<Item = &'p Packet>,
+        is_expected: fn(&Verdict) -> bool,
+    ) -> Vec<f64> {
         let mut times = Vec::new();
         let mut packets = packets.into_iter().peekable();
         while packets.peek().is_some() {
@@ -119,7 +129,7 @@ impl Rig {
             times.push(spent.as_nanos() as f64 / frames.len() as f64);
             let count = frames.len();
             for verdict in &verdicts[..count] {
-                assert!(matches!(verdict, Verdict::Forward(_)), "{verdict:?}");
+                assert!(is_expected(verdict), "{verdict:?}");
             }
         }
         times
@@ -384,11 +394,12 @@ fn main() {
         "one core, 60 B frames, batches of 64", "a packet", ""
     );
     let mut random = Random(0x1234_5678_9abc_def1);
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("hits", hits_and_misses),
         ("services", by_services),
         ("outside", out_of_the_cluster),
         ("adversary", adversary),
+        ("refused", refused::by_ports),
         ("remote", remote::by_ranges),
         ("names", names::by_names),
     ];

@@ -9,6 +9,7 @@ use crate::conntrack::row::{Tracking, reply_of};
 use crate::conntrack::state::{EXTENSION, Standing, State};
 use crate::conntrack::{
     Attached, ConnId, Conntrack, Hit, Invalid, Signal, handshake, index, region::Detail, sctp,
+    sources,
 };
 use crate::flow::{Direction, Flow, FlowHash};
 use crate::time::Instant;
@@ -131,12 +132,7 @@ impl<'r> Conntrack<'r> {
             Ok(_) => self.counters.committed += 1,
             Err(CommitError::Conflict(_)) => self.counters.conflicts += 1,
             Err(CommitError::ReplyTaken(_) | CommitError::Family) => self.counters.reply_taken += 1,
-            Err(CommitError::Full) => self.counters.refused_full += 1,
-            Err(CommitError::Quota) => self.counters.refused_quota += 1,
-        }
-        if matches!(committed, Err(CommitError::Full | CommitError::Quota)) {
-            let owner = self.owner_mut(new.owner.raw());
-            owner.refused = owner.refused.saturating_add(1);
+            Err(error) => self.count_refused(new.owner, error),
         }
         committed
     }
@@ -152,6 +148,7 @@ impl<'r> Conntrack<'r> {
         {
             return Err(CommitError::Family);
         }
+        self.admit(new.owner, slots)?;
         let mut hashes = [new.hash; 2];
         if translated {
             hashes[1] = self.hash(&new.reply);
@@ -159,9 +156,6 @@ impl<'r> Conntrack<'r> {
         // Not only if it is translated: the answers may be what another translated connection began with.
         self.make_way(&new.reply, hashes[1], tick)
             .map_err(CommitError::ReplyTaken)?;
-        if self.region.owners[usize::from(new.owner.raw())].slots + slots > self.quota(new.owner) {
-            return Err(CommitError::Quota);
-        }
         while self.region.free() < slots {
             if !self.evict() {
                 return Err(CommitError::Full);
@@ -173,6 +167,33 @@ impl<'r> Conntrack<'r> {
             &hashes[..1]
         };
         self.place(new, hashes, tick).ok_or(CommitError::Full)
+    }
+
+    /// Whether `owner` may have so many more slots, as far as shares go.
+    fn admit(&self, owner: LinkId, slots: u32) -> Result<(), CommitError> {
+        if self.region.owners[owner.index()].slots + slots > self.quota(owner) {
+            return Err(CommitError::Quota);
+        }
+        Ok(())
+    }
+
+    /// Whether the share of `owner` is used up: then nothing need be searched for its connection.
+    ///
+    /// # Errors
+    /// [`CommitError::Quota`].
+    pub fn has_share(&self, owner: LinkId) -> Result<(), CommitError> {
+        self.admit(owner, 1)
+    }
+
+    /// Counts a connection that was refused to `owner`.
+    pub fn count_refused(&mut self, owner: LinkId, error: CommitError) {
+        match error {
+            CommitError::Full => self.counters.refused_full += 1,
+            CommitError::Quota => self.counters.refused_quota += 1,
+            _ => return,
+        }
+        let owner = self.owner_mut(owner.raw());
+        owner.refused = owner.refused.saturating_add(1);
     }
 
     /// Makes sure that `flow` is nobody's: ends a connection whose time is over, and returns one that lives.
@@ -258,6 +279,11 @@ impl<'r> Conntrack<'r> {
         let owner = self.owner_mut(new.owner.raw());
         owner.slots += 1 + u32::from(wide);
         owner.unreplied += u32::from(new.state.standing() == Standing::Unreplied);
+        if translated && sources::is_hidden(&new.original, &new.reply) {
+            let remote = self.remote(&new.reply);
+            self.sources
+                .take(remote, new.owner, new.reply.destination_port());
+        }
         Some(Hit {
             id: ConnId(slot),
             direction: Direction::Original,
@@ -343,7 +369,9 @@ impl<'r> Conntrack<'r> {
         index::remove(self.region.buckets, original, slot);
         let mut slots = 1;
         if row.is_translated() {
-            let reply = self.hash(&self.region.reply_of(&row));
+            let flow = self.region.reply_of(&row);
+            self.give_port_back(&row, &flow);
+            let reply = self.hash(&flow);
             if !index::remove(self.region.buckets, reply, slot) {
                 // Both flows share a bucket and a tag, and the first removal took the second one's entry.
                 index::remove(self.region.buckets, original, slot);
@@ -359,6 +387,16 @@ impl<'r> Conntrack<'r> {
         let owner = self.owner_mut(row.owner);
         owner.slots -= slots;
         owner.unreplied -= u32::from(state.standing() == Standing::Unreplied);
+    }
+
+    fn give_port_back(&mut self, row: &Row, reply: &Flow) {
+        if let Some(owner) = LinkId::new(row.owner)
+            && sources::is_hidden(&row.original(), reply)
+        {
+            let remote = self.remote(reply);
+            self.sources
+                .give_back(remote, owner, reply.destination_port());
+        }
     }
 
     pub(crate) fn owner_mut(&mut self, owner: u16) -> &mut Owner {

@@ -43,7 +43,9 @@ mod row;
 mod sctp;
 mod segment;
 mod settings;
+mod sources;
 mod state;
+mod taken;
 mod tcp;
 mod touch;
 mod track;
@@ -66,6 +68,7 @@ pub use report::{Counters, Entry, Talker, Visit};
 pub use sctp::{Chunks, chunk};
 pub use segment::{Segment, flag};
 pub use settings::Settings;
+pub use sources::{REMEMBERED, Range, Remote, Sources};
 pub use state::{Standing, State, TIMEOUT_MAX, Timeouts};
 pub use track::Track;
 
@@ -179,6 +182,8 @@ pub struct Conntrack<'r> {
     /// Until when flows may be picked up without their handshake.
     midflow_until: Instant,
     counters: Counters,
+    /// Which connections hide their source.
+    sources: Sources<'r>,
 }
 
 impl<'r> Conntrack<'r> {
@@ -213,7 +218,14 @@ impl<'r> Conntrack<'r> {
             cursor: Self::first_cursor(tick),
             midflow_until: Instant::ZERO,
             counters: Counters::default(),
+            sources: Sources::none(),
         })
+    }
+
+    /// The same, and it counts the ports that hide sources; to be called while the table is empty.
+    #[must_use]
+    pub fn with_sources(self, sources: Sources<'r>) -> Self {
+        Self { sources, ..self }
     }
 
     /// The hash of a flow, for `touch`, `lookup` and `open`. The reversed flow has the same.

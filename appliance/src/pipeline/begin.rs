@@ -285,40 +285,93 @@ impl<O: Observer> Stages<'_, '_, O> {
         choice: Option<&Choice>,
     ) -> Result<Verdict, Refusal> {
         let mut new = ready.new;
-        let mut source = None;
-        if ready.masquerade {
-            let address = self.tables.nat();
-            let address = address.and_then(|nat| nat.address(flow.family()));
-            source = Some(address.ok_or(DropReason::NatNoAddress)?);
+        let committed = if ready.masquerade {
+            self.masquerade(&mut new, flow, ready, None)
         } else {
             new.reply = ready.to_backend.reversed();
             match self.try_commit(&new) {
-                Ok(()) => return self.committed(frame, packet, flow, ready.path, &new, choice),
-                Err(CommitError::ReplyTaken(_)) => {}
-                Err(error) => return self.not_committed(frame, packet, flow, hash, error),
+                Err(CommitError::ReplyTaken(_)) => {
+                    self.masquerade(&mut new, flow, ready, Some(flow.source()))
+                }
+                other => other.map_err(Uncommitted::Conntrack),
+            }
+        };
+        match committed {
+            Ok(()) => self.committed(frame, packet, flow, ready.path, &new, choice),
+            Err(Uncommitted::Refused(refusal)) => Err(refusal),
+            Err(Uncommitted::Conntrack(error)) => {
+                self.not_committed(frame, packet, flow, hash, error)
             }
         }
-        let Some(nat) = self.tables.nat() else {
-            return Err(DropReason::NatNoAddress.into());
-        };
+    }
+
+    /// Commits with another source: the node's address, or `own` after that did not do, and a port that is free towards the
+    /// backend. The shares are asked first, which costs no search; and a search is bounded.
+    fn masquerade(
+        &mut self,
+        new: &mut NewConnection,
+        flow: &Flow,
+        ready: &Ready,
+        own: Option<Address>,
+    ) -> Result<(), Uncommitted> {
+        let owner = new.owner();
+        if let Err(error) = self.state.conntrack.has_share(owner) {
+            if !O::DRY {
+                self.state.conntrack.count_refused(owner, error);
+            }
+            return Err(error.into());
+        }
+        let nat = self.tables.nat().ok_or(DropReason::NatNoAddress)?;
+        let address = own.or_else(|| nat.address(flow.family()));
+        let address = address.ok_or(DropReason::NatNoAddress)?;
         // Without a port there is nothing to choose.
         let has_port = flow.is_icmp() || Protocol::from_number(flow.protocol()).is_some();
-        let address = source.unwrap_or(flow.source());
-        let candidates = Candidates::of(&self.state.hasher, nat, flow);
-        for port in candidates.take(if has_port { usize::MAX } else { 1 }) {
-            let port = if has_port { port } else { 0 };
-            new.reply = ready.to_backend.with_source(address, port).reversed();
-            match self.try_commit(&new) {
-                Ok(()) => {
-                    self.observer.note(Step::Masquerade { address, port });
-                    return self.committed(frame, packet, flow, ready.path, &new, choice);
+        if !has_port {
+            let tried = self.try_port(new, ready, (address, 0));
+            return tried.map_err(|error| match error {
+                CommitError::ReplyTaken(_) => exhausted(),
+                error => error.into(),
+            });
+        }
+        let range = nat::range(nat);
+        let ct = &self.state.conntrack;
+        let remote = ct.remote(&ready.to_backend.with_source(address, 0).reversed());
+        let mut candidates = Candidates::of(&self.state.hasher, nat, flow);
+        if !ct.has_port(remote, owner, range, self.now) {
+            return Err(exhausted());
+        }
+        let first = candidates.first();
+        // The flow's own source was one try.
+        for _ in u32::from(own.is_some())..nat::ATTEMPTS {
+            let known = self.state.conntrack.free_port(remote, range, first);
+            let Some(port) = known.unwrap_or_else(|| candidates.next()) else {
+                break;
+            };
+            match self.try_port(new, ready, (address, port)) {
+                Err(CommitError::ReplyTaken(hit)) if !O::DRY => {
+                    let ct = &mut self.state.conntrack;
+                    ct.port_is_taken(remote, range, &new.reply, hit);
                 }
                 Err(CommitError::ReplyTaken(_)) => {}
-                Err(error) => return self.not_committed(frame, packet, flow, hash, error),
+                other => return other.map_err(Into::into),
             }
         }
-        let answer = Answer::Error(Trouble::Prohibited);
-        Err(Refusal::told(DropReason::NatExhausted, answer))
+        if !O::DRY {
+            self.state.conntrack.ports_are_exhausted(remote, self.now);
+        }
+        Err(exhausted())
+    }
+
+    fn try_port(
+        &mut self,
+        new: &mut NewConnection,
+        ready: &Ready,
+        (address, port): (Address, u16),
+    ) -> Result<(), CommitError> {
+        new.reply = ready.to_backend.with_source(address, port).reversed();
+        self.try_commit(new)?;
+        self.observer.note(Step::Masquerade { address, port });
+        Ok(())
     }
 
     fn try_commit(&mut self, new: &NewConnection) -> Result<(), CommitError> {
@@ -372,6 +425,29 @@ impl<O: Observer> Stages<'_, '_, O> {
         let hop = self.hop(path)?;
         self.send(frame, packet, flow, &new.outgoing(), &hop)
     }
+}
+
+/// Why a connection did not begin.
+enum Uncommitted {
+    Conntrack(CommitError),
+    Refused(Refusal),
+}
+
+impl From<CommitError> for Uncommitted {
+    fn from(error: CommitError) -> Self {
+        Self::Conntrack(error)
+    }
+}
+
+impl From<DropReason> for Uncommitted {
+    fn from(reason: DropReason) -> Self {
+        Self::Refused(reason.into())
+    }
+}
+
+const fn exhausted() -> Uncommitted {
+    let answer = Answer::Error(Trouble::Prohibited);
+    Uncommitted::Refused(Refusal::told(DropReason::NatExhausted, answer))
 }
 
 /// What a Service without a backend tells.

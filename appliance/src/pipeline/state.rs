@@ -4,7 +4,7 @@
 use crate::address::Address;
 use crate::arena::{Arena, OutOfMemory};
 use crate::bandwidth::Meters;
-use crate::conntrack::{Conntrack, Settings, State as ConnectionState};
+use crate::conntrack::{Conntrack, Settings, Sources, State as ConnectionState};
 use crate::fragments::Fragments;
 use crate::hash::Hasher;
 use crate::limiter::Limiter;
@@ -58,7 +58,8 @@ impl<'m> State<'m> {
             hasher,
             Instant::ZERO,
         )
-        .map_err(|_| short(bytes))?;
+        .map_err(|_| short(bytes))?
+        .with_sources(Sources::new(arena, capacity.connections)?);
         Ok(Self {
             conntrack,
             affinities: Affinities::new(arena, capacity.services.affinities, hasher)?,
