@@ -285,11 +285,15 @@ impl Config {
             path: PathBuf::new(),
             reason,
         };
-        let config: Self = if is_yaml {
+        let mut config: Self = if is_yaml {
             serde_yaml_ng::from_str(text).map_err(|e| refused(e.to_string()))?
         } else {
             serde_json::from_str(text).map_err(|e| refused(e.to_string()))?
         };
+        let has_host_link = config.host_link.is_some();
+        if let Some(uplink) = config.uplink.as_mut().filter(|_| has_host_link) {
+            uplink.choose_snat_ports();
+        }
         config.check()?;
         Ok(config)
     }

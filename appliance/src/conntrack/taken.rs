@@ -212,7 +212,7 @@ fn free_word(full: &[u64], start: usize, count: usize) -> Option<usize> {
         if step == 0 {
             seen |= (1 << (start % BITS)) - 1;
         }
-        if at + 1 == words && count % BITS != 0 {
+        if at + 1 == words && !count.is_multiple_of(BITS) {
             seen |= u64::MAX << (count % BITS);
         }
         if seen != u64::MAX {

@@ -328,7 +328,8 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
         nat_ports: config
             .uplink
             .as_ref()
-            .map(|uplink| (uplink.snat_ports.first(), uplink.snat_ports.last())),
+            .map(|uplink| uplink.snat_ports())
+            .map(|ports| (ports.first(), ports.last())),
         ..ModelConfig::default()
     }
 }

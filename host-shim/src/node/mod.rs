@@ -280,7 +280,11 @@ impl Node {
         }
         let mut rows = vec![Row::Node(NodeRow::default())];
         if self.cluster.is_none() {
-            let snat = self.config.uplink.as_ref().map(|uplink| uplink.snat_ports);
+            let snat = self
+                .config
+                .uplink
+                .as_ref()
+                .map(|uplink| uplink.snat_ports());
             rows.extend(ports::node_rows(&self.config.cni.node_addresses, snat));
         }
         self.control.put(rows);

@@ -7,6 +7,7 @@ use sluice_contract::Prefix;
 use sluice_contract::overlay::TunnelProtocol;
 
 use super::ports::PortRange;
+use super::spare;
 use super::taken::Taken;
 use crate::config::parse_mac;
 
@@ -39,10 +40,10 @@ pub struct UplinkConfig {
     /// Ports of the node's addresses that are Services'.
     #[serde(default = "node_ports")]
     pub node_ports: PortRange,
-    /// Ports of the node's addresses that stand for pods towards the outside. The host's own programs are kept off them
-    /// (`net.ipv4.ip_local_reserved_ports`).
-    #[serde(default = "snat_ports")]
-    pub snat_ports: PortRange,
+    /// Ports of the node's addresses that stand for pods towards the outside; unless given, those that the host can spare. The
+    /// host's own programs are kept off them (`net.ipv4.ip_local_reserved_ports`).
+    #[serde(default)]
+    pub snat_ports: Option<PortRange>,
     /// Addresses of Services that others route to this node: of load balancers, external addresses.
     #[serde(default)]
     pub service_addresses: Vec<String>,
@@ -74,11 +75,6 @@ impl Default for ProbeConfig {
 /// Kubernetes' own default.
 fn node_ports() -> PortRange {
     PortRange::ALL_NODE_PORTS
-}
-
-/// Behind the ports that Linux gives programs by default, which end at 60999; and one mask.
-fn snat_ports() -> PortRange {
-    PortRange::LAST_SIXTEENTH
 }
 
 /// Who cuts a large frame in a tunnel into packets.
@@ -201,6 +197,19 @@ pub fn parse_prefix(text: &str) -> Option<Prefix> {
 }
 
 impl UplinkConfig {
+    /// Ports that stand for pods.
+    pub fn snat_ports(&self) -> PortRange {
+        self.snat_ports.unwrap_or(PortRange::LAST_SIXTEENTH)
+    }
+
+    /// Chooses these ports by what the host can spare, unless the operator has. Only for a node with a host link: a program of the
+    /// host may have a connection at one of them already, whose packets come back to it that way.
+    pub(crate) fn choose_snat_ports(&mut self) {
+        let node_ports = self.node_ports;
+        self.snat_ports
+            .get_or_insert_with(|| spare::spare(node_ports));
+    }
+
     /// What is wrong with it: the field and why.
     ///
     /// # Errors
@@ -229,10 +238,10 @@ impl UplinkConfig {
                 format!("{} is above 16777215", self.tunnel.vni),
             ));
         }
-        if self.node_ports.overlaps(self.snat_ports) {
+        if self.node_ports.overlaps(self.snat_ports()) {
             return Err((
                 "uplink.snat_ports",
-                format!("{} are node ports too", self.snat_ports),
+                format!("{} are node ports too", self.snat_ports()),
             ));
         }
         let ProbeConfig {

@@ -19,6 +19,7 @@ mod probe;
 pub mod report;
 mod reserved;
 mod rows;
+mod spare;
 mod taken;
 
 use std::collections::BTreeSet;
@@ -261,7 +262,7 @@ impl Uplink {
         netlink
             .redirect(index, card.index)
             .map_err(failed("redirect the tap to the card"))?;
-        let reserved = Reserved::keep(config.snat_ports)
+        let reserved = Reserved::keep(config.snat_ports())
             .map_err(failed("keep the host's programs off the pods' ports"))?;
         let holds = ground.has_source;
         if holds {

@@ -24,6 +24,16 @@ impl PortRange {
         first: 30000,
         last: 32767,
     };
+    /// 49152 to 65535: the dynamic ports of RFC 6335.
+    pub const LAST_QUARTER: Self = Self {
+        first: 0xc000,
+        last: 0xffff,
+    };
+    /// 57344 to 65535.
+    pub const LAST_EIGHTH: Self = Self {
+        first: 0xe000,
+        last: 0xffff,
+    };
     /// 61440 to 65535.
     pub const LAST_SIXTEENTH: Self = Self {
         first: 0xf000,

@@ -218,7 +218,7 @@ impl Follower {
                 Vec::new()
             },
             ports: vec![config.node_ports],
-            translated: Some(config.snat_ports),
+            translated: Some(config.snat_ports()),
             host_ports: host_ports.clone(),
             services: prefixes(&config.service_addresses),
         }
