@@ -139,10 +139,18 @@ impl Node {
         serve_trunk(&sockets.trunk, offloads, &driver, &trunk)?;
         let channel = listen(&sockets.control)?;
         let mailbox = driver.mailbox().clone();
-        mailbox.send(Command::Hold(HELD));
-        let gate = move |forwards| match forwards {
-            true => mailbox.send(Command::Release),
-            false => mailbox.send(Command::Hold(HELD)),
+        mailbox
+            .send(Command::Hold(HELD))
+            .map_err(|e| cannot("hold frames back")(io::Error::other(e)))?;
+        let gate = move |forwards| {
+            let command = if forwards {
+                Command::Release
+            } else {
+                Command::Hold(HELD)
+            };
+            if let Err(error) = mailbox.send(command) {
+                tracing::error!(%error, forwards, "frames are neither held back nor released");
+            }
         };
         let control = Control::new(gate).map_err(cannot("start the control channel"))?;
         let cluster = Cluster::start(&config, &control).map_err(cannot("follow the cluster"))?;
@@ -427,7 +435,7 @@ impl Node {
         };
         let answer = self.driver.mailbox().ask(add);
         answer
-            .unwrap_or(Err(io::ErrorKind::NotConnected.into()))
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(NodeError::Trunk)
     }
 
@@ -435,10 +443,14 @@ impl Node {
     fn dismantle(&self, link: &Link) -> Result<(), NodeError> {
         let id = link.saved.id;
         // False when it was never served.
-        let _ = self.driver.mailbox().ask(|reply| Command::RemoveLink {
+        let left = self.driver.mailbox().ask(|reply| Command::RemoveLink {
             id: id.raw(),
             reply,
         });
+        if let Err(error) = left {
+            // The command may still be carried out; the interface goes in any case.
+            tracing::error!(%id, %error, "the trunk did not confirm that a link is gone");
+        }
         // What cannot be removed stays written down, for the next life to try.
         link.saved.spec().remove()?;
         self.links().forget(id)?;

@@ -9,63 +9,22 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::crowd::Crowd;
 use super::drops::Counter;
 use super::engine::{Engine, Wait};
 use super::features::Offloads;
-use super::links::LinkCounters;
+use super::mailbox::{Inbox, mailbox};
 use super::place::{Place, Seat};
-use super::ring::Ring;
 use crate::tap;
 
-/// What the driver is told between steps.
-#[derive(Debug)]
-pub enum Command {
-    /// Serve a ring.
-    StartRing {
-        queue: usize,
-        ring: Box<Ring>,
-        call: Option<File>,
-        kick: Option<File>,
-    },
-    /// Stop serving a ring; the index to continue from is sent back when it was served.
-    StopRing {
-        queue: usize,
-        reply: mpsc::Sender<Option<u16>>,
-    },
-    /// Call the guest by this descriptor from now on.
-    SetCall { queue: usize, call: Option<File> },
-    /// Leave frames in the taps until [`Release`](Command::Release), but for no longer than this: whatever happened to the guest
-    /// or to the control channel, connectivity must not hang on it.
-    Hold(Duration),
-    /// Let frames to the guest.
-    Release,
-    /// This process runs the guest now, or none does.
-    Serve(Option<i32>),
-    /// The guest takes these offloads: tell every tap, and those to come.
-    Offloads(Offloads),
-    /// Serve a tap.
-    AddLink {
-        id: u16,
-        tap: OwnedFd,
-        counters: Arc<LinkCounters>,
-        reply: mpsc::Sender<io::Result<()>>,
-    },
-    /// Stop serving a tap and close it.
-    RemoveLink { id: u16, reply: mpsc::Sender<bool> },
-    /// End the thread.
-    Stop,
-}
+pub use super::mailbox::{Command, Mailbox, Unanswered};
 
 /// How long to poll.
 #[derive(Clone, Copy, Debug)]
@@ -95,39 +54,6 @@ impl DriverCounters {
     }
 }
 
-/// The way to the driver's thread.
-#[derive(Clone, Debug)]
-pub struct Mailbox {
-    shared: Arc<Shared>,
-    sender: mpsc::Sender<Command>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    /// Set after sending: the thread looks at the queue only when this says so.
-    mail: AtomicBool,
-    wake: EventFd,
-}
-
-impl Mailbox {
-    /// Sends a command. Commands to a stopped driver are lost: it has no rings or links left.
-    pub fn send(&self, command: Command) {
-        if self.sender.send(command).is_err() {
-            return;
-        }
-        self.shared.mail.store(true, Ordering::Release);
-        // Only fails when the counter is full, and then the thread is awake.
-        let _ = self.shared.wake.write(1);
-    }
-
-    /// Sends a command that is answered, and waits for the answer; `None` when the driver has stopped.
-    pub fn ask<T>(&self, command: impl FnOnce(mpsc::Sender<T>) -> Command) -> Option<T> {
-        let (reply, answer) = mpsc::channel();
-        self.send(command(reply));
-        answer.recv().ok()
-    }
-}
-
 /// The running thread.
 #[derive(Debug)]
 pub struct Driver {
@@ -145,27 +71,16 @@ impl Driver {
         polling: Polling,
         counters: Arc<DriverCounters>,
     ) -> io::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wake = EventFd::from_value_and_flags(0, flags)?;
-        let shared = Arc::new(Shared {
-            mail: AtomicBool::new(false),
-            wake,
-        });
-        let (sender, inbox) = mpsc::channel();
+        let (mailbox, inbox) = mailbox()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(shared.wake.as_fd(), EpollEvent::new(EDGE, WAKE))?;
+        epoll.add(inbox.readiness(), EpollEvent::new(EDGE, WAKE))?;
         epoll.add(
             engine.readiness(),
             EpollEvent::new(EpollFlags::EPOLLIN, TAPS),
         )?;
-        let mailbox = Mailbox {
-            shared: shared.clone(),
-            sender,
-        };
         let run = move || {
             let mut running = Running {
                 engine,
-                shared,
                 inbox,
                 epoll,
                 kicks: [None, None],
@@ -196,7 +111,8 @@ impl Driver {
 
     /// Ends the thread and closes all taps.
     pub fn stop(&self) {
-        self.mailbox.send(Command::Stop);
+        // It may have ended by itself.
+        let _ = self.mailbox.send(Command::Stop);
         let thread = self
             .thread
             .lock()
@@ -216,8 +132,7 @@ const KICK: u64 = 2;
 
 struct Running {
     engine: Engine,
-    shared: Arc<Shared>,
-    inbox: mpsc::Receiver<Command>,
+    inbox: Inbox,
     epoll: Epoll,
     kicks: [Option<File>; 2],
     offloads: Offloads,
@@ -235,7 +150,7 @@ impl Running {
     fn run(&mut self) {
         let mut idle_since = None;
         loop {
-            if self.shared.mail.swap(false, Ordering::Acquire) && !self.read_mail() {
+            if !self.read_mail() {
                 return;
             }
             let progress = self.engine.step();
@@ -325,9 +240,9 @@ impl Running {
         }
     }
 
-    /// Obeys all commands; false when the thread is to end.
+    /// Carries out commands that were sent; false when the thread is to end.
     fn read_mail(&mut self) -> bool {
-        while let Ok(command) = self.inbox.try_recv() {
+        for command in self.inbox.take() {
             match command {
                 Command::StartRing {
                     queue,

@@ -2,9 +2,11 @@
 //!
 //! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with suspicion, `tap` speaks to the
 //! tun driver, `links` knows the taps, `receive` and `send` move frames without touching payload, `engine` is one step of both,
-//! `driver` the thread that keeps stepping, `crowd` and `place` when it polls and where. `segment` cuts what a tap cannot.
+//! `driver` the thread that keeps stepping, `mailbox` how others reach it, `crowd` and `place` when it polls and where. `segment` cuts what a tap cannot.
 #![deny(unsafe_code)]
 
+#[cfg(test)]
+mod bounds_tests;
 pub mod chain;
 mod crowd;
 pub mod driver;
@@ -12,6 +14,7 @@ pub mod drops;
 pub mod engine;
 pub mod features;
 pub mod links;
+mod mailbox;
 pub mod memory;
 pub mod place;
 #[cfg(test)]

@@ -34,6 +34,9 @@ pub(super) struct Receiver {
     capacity: u32,
     /// Chains known to be available and not yet taken.
     pending: u16,
+    /// Chains that this phase may still take. A guest that makes chains available as fast as they are returned would hold the
+    /// phase for ever otherwise.
+    budget: u16,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +72,7 @@ impl Receiver {
             first: 0,
             capacity: 0,
             pending: 0,
+            budget: 0,
         }
     }
 
@@ -80,7 +84,8 @@ impl Receiver {
         counters: &TrunkCounters,
     ) -> Result<Phase, RingError> {
         let mut phase = Phase::default();
-        while phase.frames < limit && !phase.starved {
+        self.budget = self.ring.size();
+        while phase.frames < limit && !phase.starved && self.budget != 0 {
             let Some(id) = links.next_active() else { break };
             let turn = TURN.min(limit - phase.frames);
             match self.serve(links, id, turn, counters)? {
@@ -91,7 +96,7 @@ impl Receiver {
                 }
                 Served::Starved(n) => {
                     phase.frames += n;
-                    phase.starved = true;
+                    phase.starved = self.budget != 0;
                 }
             }
         }
@@ -124,7 +129,8 @@ impl Receiver {
         Ok(Served::Frames(frames))
     }
 
-    /// Makes sure that a frame of any length fits into the staged buffers; false when the guest has too few.
+    /// Makes sure that a frame of any length fits into the staged buffers; false when the guest has too few, or when the phase
+    /// has taken as many chains as it may.
     fn stage(&mut self, counters: &TrunkCounters) -> Result<bool, RingError> {
         if self.first > SLACK {
             self.pieces.discard(self.first);
@@ -140,6 +146,10 @@ impl Receiver {
                     return Ok(false);
                 }
             }
+            if self.budget == 0 {
+                return Ok(false);
+            }
+            self.budget -= 1;
             self.pending -= 1;
             let head = self.ring.take();
             match self.check(head) {

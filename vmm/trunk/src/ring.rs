@@ -15,8 +15,8 @@ use thiserror::Error;
 
 use super::memory::GuestMemory;
 
-/// Largest ring (virtio 1.2 §2.7: queue size is at most 32768).
-const MAX_SIZE: u16 = 32768;
+/// Largest ring served: QEMU's largest, and what bounds the chains of one phase. (Virtio 1.2 §2.7 allows 32768.)
+const MAX_SIZE: u16 = 1024;
 
 /// The descriptor is followed by another.
 pub const DESC_NEXT: u16 = 1;

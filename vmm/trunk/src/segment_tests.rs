@@ -317,3 +317,29 @@ fn frames_that_would_be_too_many_segments_are_refused() {
     let (frame, header) = case.frame();
     assert_eq!(cut(&frame, header), Err(HostDrop::BadOffload));
 }
+
+#[test]
+fn frame_of_very_many_segments_has_a_step_for_itself() {
+    let case = Case {
+        outer: Outer::IpIp,
+        six: false,
+        tcp: true,
+        size: 16,
+        payload: vec![7; 10_000],
+    };
+    let (frame, header) = case.frame();
+    let mut trunk = header.to_vec();
+    trunk.extend(&frame[..12]);
+    trunk.extend(vnet::tag(16));
+    trunk.extend(&frame[12..]);
+    let mut guest = FakeGuest::new(64, true).unwrap();
+    let (mut engine, _) = engine_for(&guest).unwrap();
+    let (_pod, _) = socket_link(&mut engine, 16).unwrap();
+    for first in [0, 16, 32, 48] {
+        guest.send(first, &trunk, 4096);
+    }
+    for _ in 0..4 {
+        assert_eq!(engine.step().from_guest, 1);
+    }
+    assert_eq!(engine.step().from_guest, 0);
+}

@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, mpsc};
 
 use super::wire::{Reply, Request};
 use super::{TrunkPeer, TrunkState};
-use crate::driver::{Command, Mailbox};
+use crate::driver::{Command, Mailbox, Unanswered};
 use crate::features::Features;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::ring::{Ring, RingError, RingSpec};
@@ -38,6 +38,10 @@ pub(super) enum Refusal {
     Ring(#[from] RingError),
     #[error("A file descriptor of the VMM cannot be used")]
     Descriptor(#[from] io::Error),
+    #[error("A kick or call must be an eventfd, not {0}")]
+    NoEventfd(String),
+    #[error(transparent)]
+    Engine(#[from] Unanswered),
 }
 
 #[derive(Debug, Default)]
@@ -97,12 +101,12 @@ impl Backend {
                 return Err(Refusal::ProtocolFeatures(bits & !REPLY_ACK));
             }
             Request::SetOwner | Request::SetProtocolFeatures(_) => {}
-            Request::ResetOwner => self.stop_all(),
+            Request::ResetOwner => self.stop_all()?,
             Request::SetFeatures(bits) => self.set_features(bits)?,
             Request::SetMemTable(table, files) => {
                 let memory = GuestMemory::map(&table, files)?;
                 // Running rings go over to the new memory: they resume where the guest has seen them.
-                self.stop_all();
+                self.stop_all()?;
                 self.memory = Some(Arc::new(memory));
                 self.settle_all()?;
             }
@@ -139,12 +143,15 @@ impl Backend {
         Ok(Reply::Done)
     }
 
-    pub(super) fn stop_all(&mut self) {
+    /// # Errors
+    /// When the engine's thread did not confirm: it may still use the rings.
+    pub(super) fn stop_all(&mut self) -> Result<(), Unanswered> {
         for index in 0..QUEUES {
             if self.queues.get(index).is_some_and(|q| q.running) {
-                self.stop(index);
+                self.stop(index)?;
             }
         }
+        Ok(())
     }
 
     fn queue(&mut self, queue: u32) -> Result<&mut Queue, Refusal> {
@@ -158,8 +165,8 @@ impl Backend {
         }
         if self.accepted != Features(bits) {
             self.accepted = Features(bits);
-            self.mailbox
-                .send(Command::Offloads(self.accepted.guest_takes()));
+            let takes = self.accepted.guest_takes();
+            self.mailbox.send(Command::Offloads(takes))?;
         }
         if !self.accepted.rings_begin_disabled() {
             self.queues.iter_mut().for_each(|q| q.enabled = true);
@@ -168,19 +175,19 @@ impl Backend {
     }
 
     fn set_kick(&mut self, queue: u32, file: Option<File>) -> Result<(), Refusal> {
-        let kick = non_blocking(file)?;
+        let kick = eventfd(file)?;
         let q = self.queue(queue)?;
         q.kick = kick;
         q.wanted = true;
         // A new descriptor for a running ring: serve it anew.
         if q.running {
-            self.stop(queue as usize);
+            self.stop(queue as usize)?;
         }
         self.settle(queue)
     }
 
     fn set_call(&mut self, queue: u32, file: Option<File>) -> Result<(), Refusal> {
-        let call = non_blocking(file)?;
+        let call = eventfd(file)?;
         let copy = call.as_ref().map(File::try_clone).transpose()?;
         let q = self.queue(queue)?;
         q.call = call;
@@ -188,7 +195,7 @@ impl Backend {
             self.mailbox.send(Command::SetCall {
                 queue: queue as usize,
                 call: copy,
-            });
+            })?;
         }
         Ok(())
     }
@@ -203,7 +210,7 @@ impl Backend {
         let index = queue as usize;
         let q = self.queue(queue)?;
         match (q.running, q.enabled && q.wanted, q.areas, memory) {
-            (true, false, ..) => self.stop(index),
+            (true, false, ..) => self.stop(index)?,
             (false, true, Some([descriptors, available, used]), Some(memory)) => {
                 if !accepted.long_header() {
                     return Err(Refusal::Header);
@@ -225,7 +232,7 @@ impl Backend {
                     ring,
                     call,
                     kick,
-                });
+                })?;
             }
             _ => {}
         }
@@ -233,17 +240,18 @@ impl Backend {
         Ok(())
     }
 
-    fn stop(&mut self, index: usize) {
+    fn stop(&mut self, index: usize) -> Result<(), Unanswered> {
         let ask = |reply: mpsc::Sender<_>| Command::StopRing {
             queue: index,
             reply,
         };
-        let base = self.mailbox.ask(ask).flatten();
+        let base = self.mailbox.ask(ask)?;
         if let Some(queue) = self.queues.get_mut(index) {
             queue.running = false;
             queue.base = base.unwrap_or(queue.base);
         }
         self.tell_state();
+        Ok(())
     }
 
     fn tell_state(&self) {
@@ -257,12 +265,43 @@ impl Backend {
     }
 }
 
-/// A descriptor shared with the VMM must never make the data path wait, whatever it really is.
-fn non_blocking(file: Option<File>) -> io::Result<Option<File>> {
+/// A descriptor shared with the VMM must never make the data path wait, and a write of eight bytes must mean nothing but a
+/// signal: a file of /proc or of FUSE would be written with this process's rights.
+fn eventfd(file: Option<File>) -> Result<Option<File>, Refusal> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    if let Some(file) = &file {
-        let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
-        fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    let Some(file) = file else { return Ok(None) };
+    let kind = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    if kind.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(Refusal::NoEventfd(kind.display().to_string()));
     }
-    Ok(file)
+    let flags = fcntl(file.as_fd(), FcntlArg::F_GETFL).map_err(io::Error::from)?;
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+    fcntl(file.as_fd(), FcntlArg::F_SETFL(flags)).map_err(io::Error::from)?;
+    Ok(Some(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use super::*;
+
+    #[test]
+    fn only_an_eventfd_is_taken_as_kick_or_call_and_it_no_longer_blocks() {
+        let open = |path| File::options().read(true).write(true).open(path).unwrap();
+        let (_, pipe) = nix::unistd::pipe().unwrap();
+        for file in [
+            open("/proc/self/oom_score_adj"),
+            open("/dev/null"),
+            File::from(pipe),
+        ] {
+            assert!(matches!(eventfd(Some(file)), Err(Refusal::NoEventfd(_))));
+        }
+        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).unwrap();
+        let file = File::from(event.as_fd().try_clone_to_owned().unwrap());
+        assert!(eventfd(Some(file)).unwrap().is_some());
+        // The flag belongs to the open file that both descriptors share: a read of the empty counter no longer waits.
+        assert_eq!(event.read(), Err(nix::errno::Errno::EAGAIN));
+        assert!(eventfd(None).unwrap().is_none());
+    }
 }

@@ -91,15 +91,17 @@ fn converse(stream: &UnixStream, offered: Features, mailbox: &Mailbox, state: &T
         ..TrunkPeer::default()
     }));
     tracing::info!(pid, "VMM connected to the trunk");
-    mailbox.send(Command::Serve(pid));
+    let served = mailbox.send(Command::Serve(pid));
     let mut backend = Backend::new(offered, mailbox.clone(), pid, state.clone());
     let end = loop {
         if let Err(error) = answer(stream, &mut backend) {
             break error;
         }
     };
-    backend.stop_all();
-    mailbox.send(Command::Serve(None));
+    let left = backend.stop_all().and(mailbox.send(Command::Serve(None)));
+    if let Err(error) = served.and(left) {
+        tracing::error!(pid, %error, "trunk connection not closed in order");
+    }
     state.set(None);
     match end.kind() {
         io::ErrorKind::InvalidData => tracing::warn!(pid, error = %end, "trunk connection ended"),

@@ -201,17 +201,21 @@ fn frames_are_held_until_released_and_never_for_ever() {
     let mut guest = FakeGuest::new(64, true).unwrap();
     guest.offer_buffers(0, 60, 4096);
     let mailbox = bench.driver.mailbox();
-    mailbox.send(Command::Hold(Duration::from_secs(3600)));
+    mailbox
+        .send(Command::Hold(Duration::from_secs(3600)))
+        .unwrap();
     let (stream, server) = bench.accept();
     let vmm = connect(stream, &guest);
     eventually("serving", || bench.state.peer().filter(|p| p.serving));
     bench.pod.send(&frame(1)).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(guest.used(RECEIVE), []);
-    mailbox.send(Command::Release);
+    mailbox.send(Command::Release).unwrap();
     eventually("the held frame", || guest.used(RECEIVE).first().copied());
 
-    mailbox.send(Command::Hold(Duration::from_millis(100)));
+    mailbox
+        .send(Command::Hold(Duration::from_millis(100)))
+        .unwrap();
     bench.pod.send(&frame(2)).unwrap();
     eventually("the second frame, nobody releasing it", || {
         guest.used(RECEIVE).first().copied()
