@@ -1,4 +1,5 @@
-//! A server that speaks as the Kubernetes API does, where a node can reach it, with faults on demand.
+//! A server that speaks as the Kubernetes API does, where a node can reach it, with faults on
+//! demand.
 
 use crate::lab::Lab;
 use anyhow::{Context as _, Result};
@@ -30,7 +31,8 @@ impl std::fmt::Debug for ApiServer {
 }
 
 impl ApiServer {
-    /// Starts it where the lab's daemon lives, and has the daemon follow it.
+    /// Starts it where the lab's daemon lives, and has the daemon follow it with the rights of the
+    /// role in `deploy/`.
     ///
     /// # Errors
     /// If the lab's files cannot be written.
@@ -41,6 +43,9 @@ impl ApiServer {
             anyhow::Ok(api::Api::start())
         });
         let api = server.join().map_err(|_| anyhow::anyhow!("no server"))??;
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/clusterrole.yaml");
+        let role: Value = serde_yaml_ng::from_str(&std::fs::read_to_string(file)?)?;
+        api.enforce(role["rules"].clone());
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "it",
             "clusters": [{"name": "it", "cluster": {"server": format!("http://{}", api.address)}}],
@@ -70,7 +75,8 @@ impl ApiServer {
         self.0.object(path, name)
     }
 
-    /// These objects are all there is of a kind, and all history is forgotten: watches hear `410 Gone`.
+    /// These objects are all there is of a kind, and all history is forgotten: watches hear `410
+    /// Gone`.
     pub fn rewrite(&self, path: &str, objects: &[Value]) {
         self.0.rewrite(path, objects);
     }
@@ -78,6 +84,11 @@ impl ApiServer {
     /// From now on nobody is answered, and watches break off; or all is well again.
     pub fn go_away(&self, away: bool) {
         self.0.go_away(away);
+    }
+
+    /// This path is forbidden, or again allowed to clients that have the right.
+    pub fn forbid(&self, path: &'static str, forbidden: bool) {
+        self.0.forbid(path, forbidden);
     }
 
     /// The next watch whose address contains `what` breaks off in the middle of its first event.

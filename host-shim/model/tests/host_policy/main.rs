@@ -9,4 +9,5 @@
 mod changes;
 mod ground;
 mod manifest;
+mod rules;
 mod tables;
