@@ -107,10 +107,6 @@ impl Reference {
         let slots = 1 + u32::from(original.is_v6() && reply != original.reversed());
         // Connections that are over make way, even if the sweep has not come to them.
         self.make_way(&original);
-        if self.find(&reply).is_some() {
-            return Outcome::ReplyTaken;
-        }
-        self.make_way(&reply);
         if owner.is_pod() {
             let held: u32 = self
                 .known
@@ -122,6 +118,10 @@ impl Reference {
                 return Outcome::Quota;
             }
         }
+        if self.find(&reply).is_some() {
+            return Outcome::ReplyTaken;
+        }
+        self.make_way(&reply);
         while self.used() + slots > CAPACITY {
             let oldest = self
                 .known
