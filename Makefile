@@ -6,7 +6,7 @@ EXAMPLE ?= examples/two-pods
 REL := target/release
 export SLUICE_IMAGE ?= $(CURDIR)/target/guest/sluice-appliance
 
-.PHONY: help setup build image run demo test check boot-test bench fuzz clean
+.PHONY: help setup build image run demo test check boot-test bench fuzz fuzz-merge clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,8 +44,11 @@ boot-test: setup ## the image under QEMU without KVM: self-test in ring 3, then 
 bench: setup build ## measure against the kernel's paths in one interleaved run; BENCH=pipeline for the dataplane alone
 	@tests/scripts/bench.sh $(BENCH)
 
-fuzz: ## a minute of each fuzz target; FUZZ_SECONDS to change it
-	@FUZZ_SECONDS=$${FUZZ_SECONDS:-60} tests/scripts/fuzz.sh
+fuzz: ## a minute of each fuzz target; FUZZ_SECONDS and TARGETS="frames rings" to change it
+	@tests/scripts/fuzz.sh $(TARGETS)
+
+fuzz-merge: ## keep what fuzzing has found since as seeds: the fewest inputs that reach the same code
+	@tests/scripts/fuzz.sh --merge $(TARGETS)
 
 clean: ## remove what was built
 	@cargo clean

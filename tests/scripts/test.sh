@@ -40,7 +40,8 @@ if [ "${1:-all}" = boot ]; then
   nextest -p sluice-tests --test boot
 else
   nextest --workspace
-  FUZZ_SECONDS=${FUZZ_SECONDS:-3} step "fuzz targets, ${FUZZ_SECONDS:-3} s each" tests/scripts/fuzz.sh
+  export FUZZ_SECONDS=${FUZZ_SECONDS:-2} FUZZ_JOBS=${FUZZ_JOBS:-$(nproc)}
+  step "fuzz targets, $FUZZ_SECONDS s each" tests/scripts/fuzz.sh
 fi
 
 skipped=$(wc -l < "$SLUICE_SKIPS")

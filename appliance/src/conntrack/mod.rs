@@ -33,6 +33,8 @@ mod adopt;
 mod audit;
 mod commit;
 mod expiry;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod handshake;
 mod index;
 mod lists;

@@ -5,7 +5,9 @@ extern crate std;
 mod fuzz;
 pub mod node;
 
-pub use fuzz::{fuzz_control, fuzz_frames, fuzz_frames_through, fuzz_names};
+pub use crate::conntrack::fuzz::fuzz_adoption;
+pub(crate) use fuzz::Input;
+pub use fuzz::{fuzz_control, fuzz_frames, fuzz_names};
 
 use crate::address::Address;
 use crate::arena::Arena;
@@ -392,10 +394,13 @@ impl End {
     }
 }
 
-/// A pipeline with its memory, a clock and an own generation counter.
+/// A [`BenchIn`] that owns its memory, which is never freed: tests are short.
+pub type Bench = BenchIn<'static>;
+
+/// A pipeline with a clock and a generation counter, in memory that its caller owns.
 #[derive(Debug)]
-pub struct Bench {
-    pub pipeline: Pipeline<'static>,
+pub struct BenchIn<'m> {
+    pub pipeline: Pipeline<'m>,
     pub now: Instant,
     pub originated: Originated,
     generation: u64,
@@ -411,18 +416,8 @@ impl Bench {
     ///
     /// # Panics
     /// If the memory does not suffice.
-    #[expect(clippy::expect_used, reason = "for tests")]
     pub fn seeded(capacity: Capacity, seed: [u8; 16]) -> Self {
-        // Tests are short; the memory lives as long as they do.
-        let memory = Vec::leak(std::vec![0u8; capacity.bytes()]);
-        let pipeline = Pipeline::new(&mut Arena::new(memory), capacity, seed)
-            .expect("The fixture's memory suffices");
-        Self {
-            pipeline,
-            now: Instant::from_micros(1_000_000_000),
-            originated: Originated::default(),
-            generation: 0,
-        }
+        Self::in_memory(Vec::leak(std::vec![0u8; capacity.bytes()]), capacity, seed)
     }
 
     /// Three pods, dual-stack: 16 (10.0.0.1, fd00::1), 17 (…2) and 18 (…3).
@@ -431,6 +426,24 @@ impl Bench {
         let rows: Vec<Row> = (1..=3u16).map(|n| Row::Link(pod_row(15 + n, n))).collect();
         bench.commit(&rows);
         bench
+    }
+}
+
+impl<'m> BenchIn<'m> {
+    /// An empty pipeline in zeroed memory of [`Capacity::bytes`].
+    ///
+    /// # Panics
+    /// If the memory does not suffice.
+    #[expect(clippy::expect_used, reason = "for tests")]
+    pub fn in_memory(memory: &'m mut [u8], capacity: Capacity, seed: [u8; 16]) -> Self {
+        let pipeline = Pipeline::new(&mut Arena::new(memory), capacity, seed)
+            .expect("The fixture's memory suffices");
+        Self {
+            pipeline,
+            now: Instant::from_micros(1_000_000_000),
+            originated: Originated::default(),
+            generation: 0,
+        }
     }
 
     /// Puts rows, in one change.

@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    sluice_trunk::testing::run_on_hostile_memory(bytes).expect("memory and sockets");
+    sluice_trunk::fuzzing::run_on_hostile_memory(bytes).expect("memory and sockets");
 });

@@ -13,6 +13,8 @@ pub mod driver;
 pub mod drops;
 pub mod engine;
 pub mod features;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 pub mod links;
 mod mailbox;
 pub mod memory;

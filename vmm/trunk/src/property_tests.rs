@@ -4,9 +4,10 @@ use proptest::prelude::*;
 
 use super::chain::{self, Access};
 use super::engine::{RECEIVE, TRANSMIT};
+use super::fuzzing::run_on_hostile_memory;
 use super::memory::Scatter;
 use super::ring::Descriptor;
-use super::testing::{BASE, FakeGuest, LEN, engine_for, run_on_hostile_memory, socket_link};
+use super::testing::{BASE, FakeGuest, LEN, engine_for, socket_link};
 
 /// Random descriptor tables: mostly plausible, so that chains get somewhere.
 fn descriptors() -> impl Strategy<Value = Vec<Descriptor>> {

@@ -20,7 +20,7 @@ pub const BASE: u64 = 0x10_0000;
 pub const USER: u64 = 0x7f00_0000_0000;
 /// Guest memory: two ring areas of 64 KiB, then buffers.
 pub const LEN: u64 = 4 << 20;
-const RING_AREA: u64 = 0x1_0000;
+pub(super) const RING_AREA: u64 = 0x1_0000;
 /// First byte free for buffers.
 pub const BUFFERS: u64 = BASE + 2 * RING_AREA;
 
@@ -252,38 +252,4 @@ pub fn socket_link(engine: &mut Engine, id: u16) -> io::Result<(UnixDatagram, Ar
     let counters = Arc::new(LinkCounters::default());
     engine.add_link(id, OwnedFd::from(tap), counters.clone())?;
     Ok((pod, counters))
-}
-
-/// Runs the engine on rings whose memory is `bytes`, with two links: whatever they are, it must return.
-///
-/// The entry point for fuzzing: the first two bytes give the available indices, the rest is spread over both ring areas and
-/// the buffers.
-///
-/// # Errors
-/// When the kernel gives no memory file or sockets.
-pub fn run_on_hostile_memory(bytes: &[u8]) -> io::Result<()> {
-    let mut guest = FakeGuest::new(64, bytes.len().is_multiple_of(2))?;
-    let (claims, rest) = bytes.split_at(bytes.len().min(2));
-    for (i, chunk) in rest.chunks(1024).enumerate() {
-        let at = match i % 3 {
-            0 => BASE,
-            1 => BASE + RING_AREA,
-            _ => BUFFERS,
-        };
-        guest.write(at + 1024 * (i / 3) as u64, chunk);
-    }
-    for (queue, claim) in claims.iter().enumerate() {
-        guest.claim(queue, u16::from(*claim));
-    }
-    let (mut engine, _) = engine_for(&guest)?;
-    let (pod, _) = socket_link(&mut engine, 16)?;
-    let (_other, _) = socket_link(&mut engine, 17)?;
-    for _ in 0..4 {
-        // A full socket buffer refuses the frame, which is as good as none.
-        let _ = pod.send(&[0x55; 200]);
-        engine.step();
-        engine.arm();
-        engine.disarm();
-    }
-    Ok(())
 }
