@@ -1,8 +1,10 @@
-//! The taint that keeps pods off a node whose network does not work: put on the Node object, and taken away.
+//! The taint that keeps pods off a node whose network does not work: put on the Node object, and
+//! taken away.
 //!
-//! A thread of its own reads the object and changes its taints where they are not as wanted. The change names the version that was
-//! read, so nothing that somebody else does in between is lost. Failures are waited out, longer each time. What is wanted is looked
-//! after: a node that is registered anew has the taints of its registration again.
+//! A thread of its own reads the object and changes its taints where they are not as wanted. The
+//! change names the version that was read, so nothing that somebody else does in between is lost.
+//! Failures are waited out, longer each time. What is wanted is looked after: a node that is
+//! registered anew has the taints of its registration again.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,21 @@ pub struct NodeTaint {
     wanted: Sender<Option<bool>>,
     shared: Arc<Mutex<State>>,
     _running: Running,
+}
+
+/// Sees how far it is, from anywhere.
+#[derive(Clone, Debug)]
+pub struct Observer(Arc<Mutex<State>>);
+
+impl Observer {
+    /// Why the taint is not as wanted, if so.
+    pub fn problem(&self) -> Option<String> {
+        lock(&self.0).problem.clone()
+    }
+}
+
+fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How far it is.
@@ -63,7 +80,7 @@ impl NodeTaint {
                 runtime.block_on(async {
                     tokio::select! {
                         () = keeper.run(listen) => {}
-                        // An error says that the other half is gone, which means the same.
+                        // An error means that the other half is gone, which is the same.
                         _ = ended.changed() => {}
                     }
                 });
@@ -78,17 +95,17 @@ impl NodeTaint {
     /// Says what is wanted.
     pub fn want(&self, tainted: bool) {
         // What was seen before says nothing of how this went.
-        self.lock().tainted = None;
+        lock(&self.shared).tainted = None;
         self.wanted.send_replace(Some(tainted));
     }
 
     /// How far it is.
     pub fn state(&self) -> State {
-        self.lock().clone()
+        lock(&self.shared).clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn observer(&self) -> Observer {
+        Observer(self.shared.clone())
     }
 }
 
@@ -140,7 +157,7 @@ impl Keeper {
     }
 
     fn note(&self, tainted: Option<bool>, problem: Option<String>) {
-        let mut state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.shared);
         if state.problem != problem {
             let log = |it: &String| tracing::warn!(taint = %self.key, problem = %it, "the node's taint cannot be changed at the moment");
             problem.iter().for_each(log);

@@ -13,6 +13,7 @@ use sluice_model::explain::{Restrictions, Told};
 use sluice_model::finding::Severity;
 use sluice_model::object::{Kind, Name};
 use sluice_model::overview::{self, PolicySummary, ServiceSummary};
+use sluice_model::source::announce::Announcer;
 use sluice_model::trace::{self, Answer, End, Question};
 
 use super::{Cluster, pod_name};
@@ -43,6 +44,9 @@ pub struct ClusterReport {
     pub in_sync: bool,
     /// Why the source cannot be followed at the moment, if so. What is known stays in force.
     pub lost: Option<String>,
+    /// Why annotations of the Node object are not written, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations_problem: Option<String>,
     /// Milliseconds since the source last said something.
     pub heard_ms: Option<u64>,
     /// What the last change took to compile.
@@ -135,6 +139,7 @@ impl Cluster {
             .into(),
             in_sync: store.is_in_sync(),
             lost: store.lost().map(str::to_owned),
+            annotations_problem: self.announcer.as_ref().and_then(Announcer::problem),
             heard_ms: state
                 .heard
                 .map(|at| Instant::now().duration_since(at).as_millis() as u64),
@@ -168,6 +173,11 @@ impl Cluster {
         }
         if let Some(reason) = &report.lost {
             problems.push(format!("The cluster cannot be followed: {reason}"));
+        }
+        if let Some(reason) = &report.annotations_problem {
+            problems.push(format!(
+                "The annotations of the Node object are not written: {reason}"
+            ));
         }
         if report.source == "directory" && report.errors > 0 {
             let count = report.errors;

@@ -20,7 +20,14 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::control::testing::Guest;
 
+mod api;
+
 const LIMIT: Duration = Duration::from_secs(10);
+
+fn directory(name: &str) -> std::path::PathBuf {
+    let unique = format!("sluice-cluster-{name}-{}", std::process::id());
+    std::env::temp_dir().join(unique)
+}
 
 struct Ground {
     directory: std::path::PathBuf,
@@ -33,22 +40,28 @@ struct Ground {
 
 impl Ground {
     fn new(name: &str, manifests: &[(&str, &str)]) -> Self {
-        let unique = format!("sluice-cluster-{name}-{}", std::process::id());
-        let directory = std::env::temp_dir().join(&unique);
+        let directory = directory(name);
         let given = directory.join("manifests");
         fs::create_dir_all(&given).unwrap();
         for (file, text) in manifests {
             fs::write(given.join(file), text).unwrap();
         }
+        Self::following(name, &serde_json::json!({"directory": given}))
+    }
+
+    /// A node that follows this source.
+    fn following(name: &str, source: &serde_json::Value) -> Self {
+        let directory = directory(name);
         let text = serde_json::json!({
             "image": "i", "run_dir": directory, "node_name": "here",
             "cni": {"node_addresses": ["192.0.2.7"]},
-            "source": {"directory": given},
+            "source": source,
         });
         let config = Config::parse(&text.to_string(), false).unwrap();
         let control = Control::new(|_| {}).unwrap();
         let cluster = Cluster::start(&config, &control).unwrap().unwrap();
-        let address = SocketAddr::from_abstract_name(unique.as_bytes()).unwrap();
+        let unique = directory.file_name().unwrap();
+        let address = SocketAddr::from_abstract_name(unique.as_encoded_bytes()).unwrap();
         Self {
             directory,
             control,

@@ -27,6 +27,7 @@ use sluice_contract::policy::PolicyKey;
 use sluice_contract::row::NodeRow;
 use sluice_contract::{Key, LinkId, Row};
 use sluice_model::object::Name;
+use sluice_model::taint::Observer;
 
 use self::links::{Link, LinkError, LinkTable, SavedLink};
 use self::ways::Ways;
@@ -113,6 +114,8 @@ pub struct Node {
     started: Instant,
     /// What the plugin's calls came to, once it is served.
     cni: OnceLock<Arc<Counters>>,
+    /// How the taint of the Node object is, once it is looked after.
+    taint: OnceLock<Observer>,
     /// Held for as long as the daemon lives: one per run directory.
     _lock: Flock<File>,
 }
@@ -171,6 +174,7 @@ impl Node {
             wiring: Gate::new(WIRING),
             started: Instant::now(),
             cni: OnceLock::new(),
+            taint: OnceLock::new(),
             _lock: lock,
         };
         let linked = node

@@ -79,6 +79,8 @@ impl Readiness {
             return Ok(None);
         }
         let taint = NodeTaint::start(kubernetes.api(), &config.node_name, &kubernetes.taint)?;
+        // Set once: there is one daemon, and it looks after one taint.
+        let _ = node.taint.set(taint.observer());
         let end = Arc::new(AtomicBool::new(false));
         let (node, ending) = (node.clone(), end.clone());
         let thread = std::thread::Builder::new()

@@ -187,6 +187,7 @@ impl Node {
         problems.extend(control.full.clone());
         let cluster = self.cluster.as_ref().map(Cluster::report);
         problems.extend(cluster.iter().flat_map(Cluster::problems));
+        problems.extend(self.taint_problem());
         problems.extend(self.way_problems());
         if !control.settled {
             problems.push("The appliance does not have the present configuration".into());
@@ -220,6 +221,13 @@ impl Node {
             control,
             cluster,
         }
+    }
+
+    fn taint_problem(&self) -> Option<String> {
+        let reason = self.taint.get()?.problem()?;
+        Some(format!(
+            "The taint of the Node object cannot be changed: {reason}"
+        ))
     }
 
     /// Why no pod can be served now, if so. Asks nobody: cheap.

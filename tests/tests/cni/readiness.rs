@@ -58,8 +58,21 @@ fn p13_the_taint_goes_when_the_node_forwards_and_comes_back_when_it_is_long_dead
         })
         .expect("a configuration");
     assert_eq!(taints(&api), BOTH);
+    api.forbid("/api/v1/nodes/here", true);
     lab.lab.start_node().expect("a node");
+    let problem = |wanted: bool| {
+        command::until("what the status says of the taint", PATIENCE, || {
+            let problems = lab.lab.status()?["problems"].to_string();
+            let is_said = problems.contains("taint of the Node object cannot be changed");
+            anyhow::ensure!(is_said == wanted, "the problems are {problems}");
+            Ok(())
+        })
+        .expect("what the status says of the taint");
+    };
+    problem(true);
+    api.forbid("/api/v1/nodes/here", false);
     until(&api, "a node that takes pods", &BOTH[..1]);
+    problem(false);
 
     let pid = || -> Option<i32> {
         let status = lab.lab.status().ok()?;

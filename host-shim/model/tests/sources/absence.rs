@@ -1,4 +1,5 @@
-//! Kinds that the server does not have, or that the node may not read: when that means that there are no such objects.
+//! Kinds that the server does not have, or that the node may not read: when that means that there
+//! are no such objects.
 
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ fn patient(api: &Api) -> Follower {
 }
 
 #[test]
-fn n21_a_server_that_starts_with_403_for_everybody_is_not_believed() {
+fn n21_a_server_that_starts_with_403_for_every_client_is_not_believed() {
     let api = guarded();
     api.starting(true);
     let mut follower = patient(&api);
@@ -97,7 +98,8 @@ fn n21_a_node_that_may_not_read_node_policies_goes_on_and_says_so() {
     follower.until("the policy", |it| {
         has_guard(it) && !is_forbidden(it, "nodepolicies")
     });
-    // What was read once stays however long the right is taken away for, though the list is of no use.
+    // What was read once stays however long the right is taken away for, though the list is of no
+    // use.
     api.forbid(NODE_POLICIES, true);
     api.rewrite(NODE_POLICIES, &[guard()]);
     follower.until("that it is lost", |it| it.lost().is_some());
@@ -109,7 +111,7 @@ fn n21_a_node_that_may_not_read_node_policies_goes_on_and_says_so() {
 }
 
 #[test]
-fn n07_without_the_definition_and_without_the_right_cluster_policies_are_none() {
+fn n11_without_the_definition_and_without_the_right_cluster_policies_are_none() {
     // Authorization comes before routing, so the answer is 403 and not 404.
     let api = guarded();
     api.lacks(CLUSTER_POLICIES);
@@ -133,7 +135,7 @@ fn a_kind_that_the_server_does_not_have_is_empty_until_it_has_it() {
     let mut follower = follow_with(&api, brisk());
     follower.until("what was there", Store::is_in_sync);
     assert_eq!(follower.store.lost(), None);
-    // It is asked for again and again, and that is all: nobody hears of it.
+    // It is asked for again and again, and that is all: there is no event.
     let heard = follower.hear(10 * brisk().missing);
     assert_eq!(heard, 0);
     api.appears(NODE_POLICIES);

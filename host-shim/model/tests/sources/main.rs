@@ -6,10 +6,14 @@
 )]
 
 mod absence;
-#[expect(dead_code, reason = "the tests of rights come with the role")]
+mod annotations;
 mod api;
+mod credentials;
 mod outage;
+mod rights;
 mod taint;
+mod unfollowed;
+mod verdict;
 
 use std::fs;
 use std::sync::mpsc::{Receiver, channel};
@@ -442,60 +446,4 @@ fn a_source_that_is_dropped_ends_at_once() {
         follower.until("what was there", Store::is_in_sync);
         drop(follower);
     }
-}
-
-#[test]
-fn o03_what_a_node_says_of_itself_is_written_once_and_kept_true_through_failures() {
-    let api = Api::start();
-    let cluster = Cluster::Api(api);
-    let (flannels, others) = ("flannel.alpha.coreos.com/backend-type", "example.com/rack");
-    cluster.put(
-        Kind::Node,
-        json!({"metadata": {"name": "n1", "annotations": {flannels: "udp", others: "7"}}}),
-    );
-    cluster.put(Kind::Node, json!({"metadata": {"name": "n2"}}));
-    let Cluster::Api(api) = cluster else {
-        panic!("not the API")
-    };
-    let (source, announcer) = kubernetes(&api).announcing("n1");
-    let mut follower = Follower::of(source);
-    follower.until("the nodes", |store| store.count(Kind::Node) == 2);
-    // Before anything is said nothing is written.
-    assert!(!api.requests().iter().any(|it| it.contains("/status")));
-    let said = |store: &Store, name: &str| store.node("n1")?.annotations.get(name).cloned();
-    let mac = "sluice.dev/tunnel-mac";
-    api.fail("/nodes/n1/status", Fault::Status(503, ""));
-    api.fail("/nodes/n1/status", Fault::Drop);
-    let wanted = |value: Option<&str>| {
-        [
-            (flannels.to_owned(), value.map(str::to_owned)),
-            (mac.to_owned(), Some("02:00:00:00:00:01".to_owned())),
-        ]
-    };
-    announcer.say(wanted(Some("vxlan")).into());
-    announcer.say(wanted(Some("vxlan")).into());
-    follower.until("the annotations", |store| {
-        said(store, flannels).as_deref() == Some("vxlan") && said(store, mac).is_some()
-    });
-    let writes = || {
-        let all = api.requests();
-        all.iter().filter(|it| it.contains("/status")).count()
-    };
-    assert_eq!((api.faults_left(), writes()), (0, 3));
-    announcer.say(wanted(None).into());
-    follower.until("one less", |store| said(store, flannels).is_none());
-    assert!(said(&follower.store, mac).is_some());
-    let list = api.object("/api/v1/nodes", "/n1");
-    assert_eq!(
-        list["metadata"]["annotations"][others], "7",
-        "others' are left alone"
-    );
-    assert_eq!(writes(), 4);
-    // Whoever speaks may go; the source goes on.
-    drop(announcer);
-    api.put(
-        path(Kind::Node),
-        &json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n3"}}),
-    );
-    follower.until("another node", |store| store.count(Kind::Node) == 3);
 }

@@ -30,7 +30,7 @@ fn api(cluster: &Cluster) -> &Api {
 }
 
 /// One object of each kind.
-fn one_of_each() -> [(Kind, Value); 8] {
+pub(crate) fn one_of_each() -> [(Kind, Value); 8] {
     let named = |name: &str| json!({"metadata": {"name": name}});
     let service = json!({"metadata": {"name": "s", "namespace": "x"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
     let slice = json!({"metadata": {"name": "s-1", "namespace": "x", "labels": {"kubernetes.io/service-name": "s"}},

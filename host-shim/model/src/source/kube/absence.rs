@@ -1,15 +1,16 @@
 //! When an answer that a kind is not to be had is taken for "there are no such objects".
 //!
-//! A server that has just opened its port answers 403 to everybody until its own caches are full, which takes a moment: who takes
-//! that for an answer leaves the node open. So of kinds that need not be there (those of custom resource definitions):
+//! A server that has just opened its port answers 403 to every client until its own caches are
+//! full. That takes a moment, and a node that took it for an answer would be open. So of kinds that
+//! need not be there (those of custom resource definitions):
 //!
 //! | answer | nothing was read before | objects were read before |
 //! |---|---|---|
 //! | 404 | counts at once: a server that does not know its definitions yet answers 503 | counts once it has lasted |
 //! | 403 | counts once it has lasted | never counts: what is known stays |
 //!
-//! It has lasted when there was no other answer for [`Patience::lasting`]. What counted once, counts until the kind is there. Of the
-//! kinds that every server has neither answer counts.
+//! It has lasted when there was no other answer for [`Patience::lasting`]. What counted once,
+//! counts until the kind is there. Of the kinds that every server has neither answer counts.
 
 use std::time::{Duration, Instant};
 

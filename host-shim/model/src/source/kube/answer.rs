@@ -53,7 +53,8 @@ pub(crate) async fn parse<T: DeserializeOwned>(
         .map_err(|error| Failure::refused(format!("The answer is not what was asked for: {error}")))
 }
 
-/// What an answer says of why a request was refused: its status, and the message of its body if it has one.
+/// Why a request was refused, as its answer has it: its status, and the message of its body if it
+/// has one.
 pub(super) async fn refusal(answer: Response<Body>, patience: Duration) -> String {
     let status = answer.status();
     let body = read(answer, patience, REASON).await.unwrap_or_default();

@@ -32,6 +32,11 @@ impl BackOff {
 
 /// From half to all of a time.
 pub(super) fn jittered(time: Duration) -> Duration {
+    time / 2 + spread(time / 2)
+}
+
+/// From nothing to all of a time.
+pub(super) fn spread(time: Duration) -> Duration {
     let random = std::hash::RandomState::new().build_hasher().finish();
-    time.mul_f64(0.5 + (random % 1000) as f64 / 2000.0)
+    time.mul_f64((random % 1000) as f64 / 1000.0)
 }

@@ -1,10 +1,15 @@
 //! The Kubernetes API: each kind is listed once and then watched.
 //!
-//! * `watcher`: one kind. A watch that ends is resumed where it ended; bookmarks keep that place fresh. If the server has
-//!   forgotten it (410), or what it sends makes no sense, the kind is listed again, and what is not in the list is gone.
+//! * `watcher`: one kind. A watch that ends is resumed where it ended; bookmarks keep that place
+//!   fresh. If the server has forgotten it (410), or what it sends makes no sense, the kind is
+//!   listed again, and what is not in the list is gone.
 //! * `absence`: when a 403 or 404 means that there are no such objects.
-//! * `server`: requests, credentials and the back-off of all tasks. `access`: where the server is, and as whom it is asked.
-//! * `request`, `answer`: what is sent and what comes back. `back_off`: the pauses of one task.
+//! * `server`: requests, credentials and the back-off of all tasks. `access`: where the server is,
+//!   and as whom it is asked.
+//! * `verdict`: the condition that is written into the status of NodePolicies. `unfollowed`: older
+//!   kinds that are named.
+//! * `request`, `answer`: what is sent and what comes back. `common`: what the tasks share.
+//!   `back_off`: the pauses of one task.
 //!
 //! What is known stays in force while the server is away.
 
@@ -12,8 +17,11 @@ mod absence;
 mod access;
 pub(crate) mod answer;
 pub(crate) mod back_off;
+mod common;
 pub(crate) mod request;
 pub(crate) mod server;
+mod unfollowed;
+mod verdict;
 mod watcher;
 
 use std::io;
@@ -27,9 +35,11 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinSet, LocalSet};
 
 use self::access::Access;
+use self::common::Common;
 use self::server::Server;
-use self::watcher::{Common, Watcher};
-use super::announce::{self, Announcer, Writer};
+use self::verdict::Verdicts;
+use self::watcher::Watcher;
+use super::announce::{self, Announcer, Sight, Writer};
 use super::{Running, Source};
 use crate::object::Kind;
 use crate::store::Event;
@@ -41,7 +51,8 @@ pub struct Patience {
     pub first: Duration,
     /// At most.
     pub most: Duration,
-    /// The server ends a watch after this time; one that is silent for so long and a little more is dead.
+    /// The server ends a watch after this time; one that is silent for so long and a little more is
+    /// dead.
     pub watch: Duration,
     /// For the next bytes of an answer.
     pub answer: Duration,
@@ -72,7 +83,7 @@ impl Default for Patience {
 pub struct Kubernetes {
     access: Access,
     patience: Patience,
-    writer: Option<Writer>,
+    writer: Option<(Writer, Sight)>,
 }
 
 impl Kubernetes {
@@ -98,11 +109,11 @@ impl Kubernetes {
         }
     }
 
-    /// Writes annotations of the Node object of that name, too, as the announcer says.
+    /// Writes annotations of the Node object of that name, too, as the announcer has them.
     #[must_use]
     pub fn announcing(mut self, node: &str) -> (Self, Announcer) {
-        let (announcer, writer) = announce::pair(node);
-        self.writer = Some(writer);
+        let (announcer, writer, sight) = announce::ends(node);
+        self.writer = Some((writer, sight));
         (self, announcer)
     }
 
@@ -126,13 +137,13 @@ impl Source for Kubernetes {
                 local.block_on(&runtime, async move {
                     tokio::select! {
                         () = follow(self, events) => {}
-                        // An error says that the other half is gone, which means the same.
+                        // An error means that the other half is gone, which is the same.
                         _ = stopped => {}
                     }
                 });
             })?;
         let stop = move || {
-            // If nobody listens the thread has ended already.
+            // An error means that the thread has ended already.
             let _ = stop.send(());
         };
         Ok(Running::new(stop, thread))
@@ -140,17 +151,21 @@ impl Source for Kubernetes {
 }
 
 async fn follow(mut source: Kubernetes, events: Sender<Event>) {
-    let writer = source.writer.take();
+    let (writer, sight) = source.writer.take().unzip();
     let server = Rc::new(Server::new(source));
-    let common = Rc::new(Common::new(server.clone(), events));
+    let verdicts = Rc::new(Verdicts::new(server.patience().most));
+    let common = Common::new(server.clone(), events, sight, verdicts.clone());
+    let common = Rc::new(common);
     let mut tasks = JoinSet::new();
     if let Some(writer) = writer {
-        tasks.spawn_local(writer.run(server));
+        tasks.spawn_local(writer.run(server.clone()));
     }
+    tasks.spawn_local(verdicts.run(server));
+    tasks.spawn_local(unfollowed::look(common.clone()));
     for kind in Kind::ALL {
         let common = common.clone();
         tasks.spawn_local(async move { Watcher::new(kind, common).run().await });
     }
-    // The first that ends has nobody to talk to; nor have the others.
+    // The first that ends has lost its receiver; so have the others.
     tasks.join_next().await;
 }

@@ -7,7 +7,7 @@ use crate::object::Kind;
 
 /// The field manager of everything that the node writes.
 const FIELD_MANAGER: &str = "sluice";
-/// Services and slices that other proxies or nobody serves are none of ours.
+/// Not headless, and not served by another proxy.
 const SERVED: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
 /// Pods that have ended have given their addresses back.
 const LIVING: &str = "status.phase!=Succeeded,status.phase!=Failed";
@@ -28,6 +28,14 @@ impl Ask {
             uri,
             accept: "application/json",
             body: Vec::new(),
+        }
+    }
+
+    /// Only names and the like of the objects that are listed.
+    pub(super) fn get_metadata(uri: String) -> Self {
+        Self {
+            accept: "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=1",
+            ..Self::get(uri)
         }
     }
 

@@ -1,9 +1,11 @@
-//! The API server as all tasks of the node see it: one client, one set of credentials, and one back-off while it is away.
+//! The API server as all tasks of the node see it: one client, one set of credentials, and one
+//! back-off while it is away.
 //!
-//! While the server does not answer, or answers 502, 503 or 504, the tasks take turns: one attempt of one of them at a time is
-//! due, the pause between two is an eighth of the time the server has been away, and the first answer wakes all. So a server
-//! that was away for eight seconds is found within a second, and one that was away for long is not swamped when it returns.
-//! A pause that the server asks for (`Retry-After`) is kept by the task that was asked, whatever the others find.
+//! While the server does not answer, or answers 502, 503 or 504, the tasks take turns: one attempt
+//! of one of them at a time is due, the pause between two is an eighth of the time the server has
+//! been away, and the first answer wakes all. So a server that was away for eight seconds is found
+//! within a second, and one that was away for long is not swamped when it returns. A pause that the
+//! server asks for (`Retry-After`) is kept by the task that was asked, whatever the others find.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -106,7 +108,8 @@ impl Server {
         self.patience
     }
 
-    /// Sends a request. Credentials that are not accepted (401) are read anew, and the request is sent once more.
+    /// Sends a request. Credentials that are not accepted (401) are read anew, and the request is
+    /// sent once more.
     pub(crate) async fn send(&self, ask: &Ask) -> Result<Response<Body>, Failure> {
         let (generation, client) = self.client(None).await?;
         let answer = self.attempt(&client, ask).await?;
@@ -174,7 +177,8 @@ impl Server {
         })
     }
 
-    /// Waits until the caller's next attempt to reach the server is due. The caller has just seen that it is away.
+    /// Waits until the caller's next attempt to reach the server is due. The caller has just seen
+    /// that it is away.
     pub(crate) async fn wait(&self, asked: Option<Duration>) {
         let now = Instant::now();
         let asked = asked.unwrap_or_default();
@@ -209,7 +213,8 @@ impl Server {
         None
     }
 
-    /// Waits for this long, or until a server that was away is there again; in any case as long as the server asked for.
+    /// Waits for this long, or until a server that was away is there again; in any case as long as
+    /// the server asked for.
     pub(crate) async fn pause(&self, time: Duration, asked: Option<Duration>) {
         let end = Instant::now() + time;
         sleep(asked.unwrap_or_default()).await;

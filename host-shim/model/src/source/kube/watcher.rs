@@ -1,9 +1,7 @@
 //! One kind, listed and then watched.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
@@ -13,8 +11,9 @@ use tokio::time::timeout;
 use super::absence::{Absence, Verdict};
 use super::answer::{List, Notice, parse};
 use super::back_off::{BackOff, jittered};
+use super::common::{Common, Ended};
 use super::request::{Ask, objects_of};
-use super::server::{Failure, Server};
+use super::server::Failure;
 use crate::finding::{Finding, Severity};
 use crate::object::{Kind, Name, Object, ObjectKey};
 use crate::source::lines::Lines;
@@ -23,58 +22,6 @@ use crate::validate::admit_as;
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
-
-/// What the watchers of all kinds share.
-pub(super) struct Common {
-    server: Rc<Server>,
-    events: Sender<Event>,
-    /// Kinds that have not been answered yet, and why kinds fail that fail at the moment.
-    missing: RefCell<HashSet<Kind>>,
-    failing: RefCell<BTreeMap<Kind, String>>,
-}
-
-impl Common {
-    pub(super) fn new(server: Rc<Server>, events: Sender<Event>) -> Self {
-        Self {
-            server,
-            events,
-            missing: RefCell::new(Kind::ALL.into_iter().collect()),
-            failing: RefCell::default(),
-        }
-    }
-
-    fn send(&self, event: Event) -> Result<(), Ended> {
-        self.events.send(event).map_err(|_| Ended)
-    }
-
-    /// This kind fails. The same reason is said once.
-    fn failed(&self, kind: Kind, reason: &str) -> Result<(), Ended> {
-        let reason = format!("{}: {reason}", kind.plural());
-        let former = self.failing.borrow_mut().insert(kind, reason.clone());
-        if former.as_ref() == Some(&reason) {
-            return Ok(());
-        }
-        self.send(Event::Lost { reason })
-    }
-
-    /// All is well with this kind; if it is with all, say so.
-    fn well(&self, kind: Kind) -> Result<(), Ended> {
-        let was_missing = self.missing.borrow_mut().remove(&kind);
-        let was_failing = self.failing.borrow_mut().remove(&kind).is_some();
-        if !was_missing && !was_failing {
-            return Ok(());
-        }
-        let other = self.failing.borrow().values().next().cloned();
-        match other {
-            Some(reason) if was_failing => self.send(Event::Lost { reason }),
-            None if self.missing.borrow().is_empty() => self.send(Event::InSync),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Nobody listens any more.
-pub(super) struct Ended;
 
 /// Why a list or watch did not go on.
 enum Stop {
@@ -113,7 +60,8 @@ pub(super) struct Watcher {
     /// Objects were read, and what was read is in force.
     has_listed: bool,
     absence: Absence,
-    /// The node goes on without this kind, because it is forbidden or (`false`) because the server does not have it.
+    /// The node goes on without this kind, because it is forbidden or (`false`) because the server
+    /// does not have it.
     without: Option<bool>,
 }
 
@@ -177,7 +125,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// The server answers that there is no such kind, or that it may not be read. When to ask again.
+    /// The server answers that there is no such kind, or that it may not be read. When to ask
+    /// again.
     fn absent(&mut self, forbidden: bool, reason: &str) -> Result<Duration, Ended> {
         let (kind, patience) = (self.kind, self.common.server.patience());
         let verdict =
@@ -237,6 +186,12 @@ impl Watcher {
                 self.place = page.metadata.resource_version.or(Some("0".to_owned()));
                 break;
             }
+        }
+        if self.kind == Kind::Node
+            && let Some(sight) = &self.common.sight
+        {
+            let names = objects.iter().map(|it| it.key().name.name);
+            sight.listed(names.chain(refused.iter().map(|it| it.name.clone())));
         }
         self.has_listed = true;
         self.absence.over();
@@ -337,6 +292,7 @@ impl Watcher {
                 if let Some(name) = self.name(&notice.object) {
                     let kind = self.kind;
                     self.found(&name, Vec::new())?;
+                    self.common.gone(kind, &name);
                     self.common.send(Event::Removed(ObjectKey { kind, name }))?;
                 }
             }
@@ -361,7 +317,16 @@ impl Watcher {
 
     /// Validates an object; its name, as far as it has one, and itself if it is good.
     fn admit(&self, value: Value) -> Result<(Option<Name>, Option<Object>), Ended> {
+        if self.kind == Kind::Node
+            && let Some(sight) = &self.common.sight
+        {
+            sight.present(&value);
+        }
+        let status = (self.kind == Kind::NodePolicy).then(|| value.clone());
         let admission = admit_as(self.kind, value);
+        if let Some(object) = status {
+            self.common.verdicts.judged(&object, &admission.findings);
+        }
         let name = admission.key.map(|(_, name)| name);
         if let Some(name) = &name {
             self.found(name, admission.findings)?;

@@ -249,7 +249,7 @@ fn watch(
                 return Ok(());
             }
             chunk(stream, &line)?;
-            state.told.insert(path.into(), from);
+            state.sent.insert(path.into(), from);
             shared.1.notify_all();
             continue;
         }

@@ -1,7 +1,9 @@
-//! A small API server: lists and watches over HTTP/1.1, as the real one speaks, and every fault that is asked of it.
+//! A small API server: lists and watches over HTTP/1.1, as the real one speaks, and every fault
+//! that is asked of it.
 //!
-//! [`http`] reads requests and answers them in the order of the real server: who asks (401), whether that one may (403, by the
-//! rules of a role: [`rbac`]), and whether there is such a thing (404). [`objects`] is what a patch does.
+//! [`http`] reads requests and answers them in the order of the real server: who asks (401),
+//! whether that one may (403, by the rules of a role: [`rbac`]), and whether there is such a thing
+//! (404). [`objects`] is what a patch does.
 
 mod http;
 mod objects;
@@ -28,7 +30,7 @@ pub(crate) enum Fault {
     HalfEvent,
     /// The answer comes a few bytes at a time.
     Slow,
-    /// A watch that begins well and then says 410.
+    /// A watch that begins well and then sends 410.
     Expired,
 }
 
@@ -51,22 +53,22 @@ struct State {
     knocks: usize,
     /// Nothing is answered, and no watch goes on, until this ends.
     hangs: bool,
-    /// Everybody is answered 403, as by a server that has just opened its port.
+    /// Every client is answered 403, as by a server that has just opened its port.
     starts: bool,
     /// The rules of the client's role; without any it may do everything.
     rules: Option<Value>,
     /// What was asked for and allowed by the rules, and what was not allowed.
     used: BTreeSet<Right>,
     denied: BTreeSet<Right>,
-    /// Collections that nobody may touch, whatever the rules say.
+    /// Paths that are forbidden whatever the rules allow.
     forbidden: Vec<&'static str>,
     /// The only bearer token that is accepted.
     token: Option<String>,
     page: usize,
     /// Watches that began before the latest cut end.
     cuts: u64,
-    /// The last version that was told to a watch of each kind.
-    told: BTreeMap<String, u64>,
+    /// The last version that was sent to a watch of each kind.
+    sent: BTreeMap<String, u64>,
 }
 
 /// A request, as far as tests ask for it.
@@ -179,10 +181,11 @@ impl Api {
         });
     }
 
-    /// Once all watches of a kind know how far they are, history before that is forgotten and they are cut off.
+    /// Once all watches of a kind know how far they are, history before that is forgotten and they
+    /// are cut off.
     pub(crate) fn forget_and_cut(&self, path: &str) {
         let mut state = self.shared.0.lock().unwrap();
-        while state.told.get(path) != Some(&state.version) {
+        while state.sent.get(path) != Some(&state.version) {
             state = self.shared.1.wait(state).unwrap();
         }
         state.oldest = state.version;
@@ -191,7 +194,7 @@ impl Api {
         self.shared.1.notify_all();
     }
 
-    /// From now on nobody is answered, and watches break off; or all is well again.
+    /// From now on nothing is answered, and watches break off; or all is well again.
     pub(crate) fn go_away(&self, away: bool) {
         self.with(|state| state.away = away);
     }
@@ -206,7 +209,7 @@ impl Api {
         self.with(|state| state.hangs = hangs);
     }
 
-    /// From now on everybody is answered 403, as while a server starts; or it has started.
+    /// From now on every client is answered 403, as while a server starts; or it has started.
     pub(crate) fn starting(&self, starts: bool) {
         self.with(|state| state.starts = starts);
     }
@@ -216,7 +219,7 @@ impl Api {
         self.with(|state| state.rules = Some(rules));
     }
 
-    /// Nobody may read this collection; or those may again who have the right.
+    /// This path is forbidden; or again allowed to clients that have the right.
     pub(crate) fn forbid(&self, path: &'static str, forbidden: bool) {
         self.with(|state| {
             state.forbidden.retain(|it| *it != path);

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::State;
 use super::http::status;
 
-/// One object without a namespace as it is, or with a patch merged into it. A patch that names a version counts only if the
-/// object has that version.
+/// One object without a namespace as it is, or with a patch merged into it. A patch that names a
+/// version counts only if the object has that version.
 pub(super) fn patch(state: &mut State, path: &str, change: Option<Value>) -> (u16, Value) {
     let is_status = path.ends_with("/status");
     let (collection, name) = path.trim_end_matches("/status").rsplit_once('/').unwrap();
