@@ -63,6 +63,7 @@ fn n21_a_server_that_starts_with_403_for_every_client_is_not_believed() {
     while asked(&api) < 4 {
         std::thread::sleep(Duration::from_millis(1));
     }
+    follower.hear(Duration::from_millis(50));
     assert_eq!(follower.lists(Kind::NodePolicy), 0);
     api.starting(false);
     follower.until("what was there", Store::is_in_sync);
