@@ -501,6 +501,20 @@ mod tests {
             ),
             (
                 Config::parse(
+                    r#"{"image": "i", "services": {"external_addresses": ["192.0.2.1"]}}"#,
+                    false,
+                ),
+                "services.external_addresses: \"192.0.2.1\" is no range of addresses",
+            ),
+            (
+                Config::parse(
+                    r#"{"image": "i", "services": {"node_endpoints": ["exporter"]}}"#,
+                    false,
+                ),
+                "services.node_endpoints: \"exporter\" is no Service",
+            ),
+            (
+                Config::parse(
                     r#"{"image": "i", "services": {"forwarding": "dsr"}}"#,
                     false,
                 ),

@@ -111,6 +111,7 @@ fn service(n: usize) -> Service {
     Service {
         name: Name::new(&format!("ns-{}", n % 100), &format!("service-{n}")),
         cluster_ips: vec![address([10, 96], n)],
+        age: sluice_model::object::Age::default(),
         external_ips: Vec::new(),
         load_balancer: Vec::new(),
         source_ranges: Vec::new(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{Attached, Config, Group, Snapshot, endpoints_of, is_direct};
+use crate::compile::{Attached, Config, Group, Snapshot, Survey, is_direct};
 use crate::finding::{Finding, Severity};
 use crate::object::{
     FORWARDING, Forwarding, Kind, Labels, Name, Pod, PodSelector, Service, ServicePort, Tier,
@@ -41,7 +41,11 @@ pub struct PolicySummary {
 pub struct ServiceSummary {
     pub name: String,
     pub cluster_ips: Vec<IpAddr>,
+    /// Of load balancers and external ones, those that are used.
     pub external_ips: Vec<IpAddr>,
+    /// Addresses, ports and endpoints that it asks for and does not get, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
     /// How clients outside are led to endpoints on other nodes: `snat` or `dsr`.
     #[serde(default)]
     pub forwarding: Forwarding,
@@ -168,27 +172,32 @@ impl Groups {
 /// All Services that have an address.
 pub fn services(now: &Snapshot) -> Vec<ServiceSummary> {
     let links: Vec<&Attached> = now.links.values().collect();
-    let all = now.store.services();
-    let served = all.filter(|it| !it.cluster_ips.is_empty());
-    served
-        .map(|it| summary(it, &now.store, &now.config, &links))
-        .collect()
+    summaries(&now.store, &now.config, &links)
 }
 
 /// The same of a store without a node.
 pub fn services_of(store: &Store, config: &Config) -> Vec<ServiceSummary> {
-    let served = store.services().filter(|it| !it.cluster_ips.is_empty());
-    served.map(|it| summary(it, store, config, &[])).collect()
+    summaries(store, config, &[])
 }
 
-fn summary(
-    service: &Service,
-    store: &Store,
-    config: &Config,
-    links: &[&Attached],
-) -> ServiceSummary {
+fn summaries(store: &Store, config: &Config, links: &[&Attached]) -> Vec<ServiceSummary> {
+    let survey = Survey::new(store, config, links);
+    let served = store.services().filter(|it| !it.cluster_ips.is_empty());
+    served.map(|it| summary(it, config, &survey)).collect()
+}
+
+/// What Services of a store without a node ask for and do not get.
+pub fn refused(store: &Store, config: &Config) -> Vec<(Name, Vec<Finding>)> {
+    let survey = Survey::new(store, config, &[]);
+    let found = store
+        .services()
+        .map(|it| (it.name.clone(), survey.complaints(it)));
+    found.filter(|(_, found)| !found.is_empty()).collect()
+}
+
+fn summary(service: &Service, config: &Config, survey: &Survey<'_>) -> ServiceSummary {
     let port = |port: &ServicePort| {
-        let chosen = endpoints_of(service, port, store, config, links);
+        let chosen = survey.endpoints(service, port);
         let targets = chosen.iter().flat_map(|it| {
             let targets = if it.cluster.is_empty() {
                 &it.local
@@ -220,6 +229,15 @@ fn summary(
             .iter()
             .copied()
             .chain(balanced)
+            .filter(|address| survey.is_used(service, *address))
+            .collect(),
+        problems: survey
+            .complaints(service)
+            .into_iter()
+            .map(|it| match it.field.as_str() {
+                "" => it.reason,
+                field => format!("{field}: {}", it.reason),
+            })
             .collect(),
         forwarding: match is_direct(service, config) {
             Ok(true) => Forwarding::Dsr,

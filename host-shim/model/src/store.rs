@@ -479,7 +479,7 @@ impl Store {
     }
 }
 
-fn service_of(slice: &EndpointSlice) -> Option<Name> {
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<Name> {
     slice.service.as_ref().map(|service| Name {
         namespace: slice.name.namespace.clone(),
         name: service.clone(),

@@ -434,16 +434,21 @@ fn s08_s10_s21_frontends_of_every_kind() {
 }
 
 #[test]
-fn an_address_that_two_services_claim_goes_to_the_first_and_back() {
+fn an_address_that_two_services_claim_goes_to_the_older_and_back() {
     let mut ground = Ground::new();
-    let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["172.16.0.1"]});
-    ground.named_service("t", spec.clone());
-    let of_t = ground.port("10.96.0.1", 80).id;
-    ground.named_service("s", spec);
+    let service = |name: &str, created: &str| {
+        json!({
+            "metadata": {"name": name, "namespace": "x", "creationTimestamp": created},
+            "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["172.16.0.1"], "ports": [{"port": 80}]},
+        })
+    };
+    ground.put(Kind::Service, service("s", "2026-01-02T00:00:00Z"));
     let of_s = ground.port("10.96.0.1", 80).id;
+    ground.put(Kind::Service, service("t", "2026-01-01T00:00:00Z"));
+    let of_t = ground.port("10.96.0.1", 80).id;
     assert_ne!(of_s, of_t);
-    ground.remove(Kind::Service, "s");
-    assert_eq!(ground.port("10.96.0.1", 80).id, of_t);
+    ground.remove(Kind::Service, "t");
+    assert_eq!(ground.port("10.96.0.1", 80).id, of_s);
     // The node's own address stays the node's.
     let role = ground.rows().into_iter().find_map(|it| match it {
         ServiceRow::Address(row) if row.address.to_string() == "172.16.0.1" => Some(row.role),

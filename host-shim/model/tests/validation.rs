@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use sluice_model::document::{self, Document};
-use sluice_model::object::{ClusterPeer, Kind, Object};
+use sluice_model::object::{Age, ClusterPeer, Kind, Object};
 use sluice_model::source::dir;
 use sluice_model::validate::{Admission, Origin, admit};
 
@@ -461,4 +461,79 @@ fn n21_a_bad_node_policy_is_refused_with_line_field_and_reason() {
         (count(policy.ingress), count(policy.egress)),
         (Some(0), Some(1))
     );
+}
+
+#[test]
+fn z06_a_manifest_that_claims_what_another_one_owns_is_named_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let service = |name: &str, spec: &str| {
+        let (namespace, name) = name.split_once('/').unwrap();
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}, creationTimestamp: '2001-01-01T00:00:00Z'}}\nspec: {{{spec}, ports: [{{port: 53}}]}}\n"
+        )
+    };
+    let dns = service("kube-system/dns", "clusterIP: 10.96.0.10");
+    let thief = service(
+        "a/x",
+        "clusterIP: 10.96.0.66, externalIPs: [198.51.100.1, 10.96.0.10]",
+    );
+    fs::write(
+        directory.path().join("a.yaml"),
+        format!("{dns}---\n{thief}"),
+    )
+    .unwrap();
+    let report = dir::validate(directory.path()).unwrap();
+    let said: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    let place = directory.path().join("a.yaml").display().to_string();
+    assert_eq!(
+        said,
+        [format!(
+            "{place}:6: warning: Service a/x: spec.externalIPs[1]: external address 10.96.0.10 is not used: it is the ClusterIP of \
+             Service kube-system/dns, which comes first. Choose another address"
+        )]
+    );
+    // An age that a manifest gives itself is nobody's.
+    let ages = report.store.services().map(|it| it.age.clone());
+    assert!(ages.into_iter().all(|it| it == Age::default()));
+}
+
+#[test]
+fn s10_manifests_with_addresses_that_nobody_can_have_are_refused() {
+    for (address, what) in [
+        ("239.1.1.1", "a multicast address"),
+        ("ff02::1", "a multicast address"),
+        ("255.255.255.255", "the broadcast address"),
+        ("240.1.2.3", "an address of 240.0.0.0/4, which is reserved"),
+        ("127.0.0.1", "a loopback address"),
+        ("::1", "a loopback address"),
+        ("169.254.169.254", "a link-local address"),
+        ("fe80::1", "a link-local address"),
+        ("0.0.0.0", "the unspecified address"),
+        ("0.1.2.3", "an address of 0.0.0.0/8"),
+    ] {
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: x}}\nspec: {{clusterIP: 10.96.0.1, externalIPs: ['{address}'], ports: [{{port: 80}}]}}\n"
+        );
+        let family = if address.contains(':') {
+            "IPv6"
+        } else {
+            "IPv4"
+        };
+        let slice = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, namespace: x}}\naddressType: {family}\nendpoints: [{{addresses: ['{address}']}}]\nports: []\n"
+        );
+        for (text, field) in [
+            (service, "spec.externalIPs[0]"),
+            (slice, "endpoints[0].addresses[0]"),
+        ] {
+            let admission = one(&text);
+            assert_eq!(admission.object, None, "{text}");
+            let finding = &admission.findings[0];
+            assert_eq!(finding.field, field);
+            assert_eq!(
+                finding.reason,
+                format!("{address} is not used: it is {what}")
+            );
+        }
+    }
 }

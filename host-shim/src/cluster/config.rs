@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
 use sluice_contract::overlay::TunnelProtocol;
 use sluice_contract::policy::Established as Kept;
-use sluice_model::compile::DefaultDeny;
+use sluice_model::compile::{DefaultDeny, ServiceMatch};
 use sluice_model::object::{Forwarding, PolicyPort, Port, Prefix};
 use sluice_model::source::kube::Kubernetes;
 
@@ -92,11 +92,32 @@ impl Default for PolicyConfig {
 }
 
 /// How Services are served.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServicesConfig {
     /// How clients outside are led to endpoints on other nodes, where a Service's annotation `sluice.dev/forwarding-mode` does not say.
     pub forwarding: Forwarding,
+    /// Ranges in which external and load balancers' addresses of Services may lie. Empty: anywhere but among the cluster's own
+    /// addresses. A node's address counts only where it is listed by itself (/32, /128).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub external_addresses: Vec<String>,
+    /// Ranges of ClusterIPs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cidrs: Vec<String>,
+    /// Services (`namespace/name`, or `namespace/*`) that may have addresses of nodes as endpoints although no Pod of their namespace
+    /// has them.
+    pub node_endpoints: Vec<String>,
+}
+
+impl Default for ServicesConfig {
+    fn default() -> Self {
+        Self {
+            forwarding: Forwarding::default(),
+            external_addresses: Vec::new(),
+            cidrs: Vec::new(),
+            node_endpoints: vec!["default/kubernetes".into()],
+        }
+    }
 }
 
 impl ServicesConfig {
@@ -125,6 +146,18 @@ impl ServicesConfig {
         &self,
         uplink: Option<&UplinkConfig>,
     ) -> Result<(), (&'static str, String)> {
+        let external = ("services.external_addresses", &self.external_addresses);
+        for (field, ranges) in [external, ("services.cidrs", &self.cidrs)] {
+            if let Some(wrong) = ranges.iter().find(|it| parse_prefix(it).is_none()) {
+                let reason = format!("{wrong:?} is no range of addresses, such as 192.0.2.0/24");
+                return Err((field, reason));
+            }
+        }
+        let is_wrong = |it: &&String| ServiceMatch::parse(it).is_none();
+        if let Some(wrong) = self.node_endpoints.iter().find(is_wrong) {
+            let reason = format!("{wrong:?} is no Service, such as monitoring/exporter or ops/*");
+            return Err(("services.node_endpoints", reason));
+        }
         match Self::no_direct_return(uplink) {
             Some(reason) if self.forwarding == Forwarding::Dsr => Err((
                 "services.forwarding",

@@ -6,6 +6,7 @@
 mod audit;
 pub mod config;
 mod health;
+mod plan;
 pub mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -322,6 +323,7 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
             let own = |peer: &PeerConfig| peer.own_addresses().collect::<Vec<_>>();
             uplink.peers.iter().flat_map(own).collect()
         }),
+        addresses: plan::plan(config),
         forwarding: config.services.forwarding,
         no_direct_return: ServicesConfig::no_direct_return(config.uplink.as_ref()).map(Into::into),
         // What the uplink brings to the appliance, and nothing else.
@@ -440,6 +442,9 @@ impl State {
             tracing::info!(gone, left = now.len(), "objects were put right");
         }
         self.findings = now;
+        for finding in self.model.take_new_findings().iter().take(LOGGED) {
+            tracing::warn!(%finding, "a Service does not get all it asks for");
+        }
     }
 
     fn tell_served(&mut self) {

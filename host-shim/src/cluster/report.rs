@@ -121,7 +121,8 @@ impl Cluster {
         let (counts, all) = (tables.counts(), tables.len());
         let store = state.model.store();
         let disappointed: Vec<_> = overview::disappointed(store, state.model.config()).collect();
-        let findings = || store.findings().chain(&disappointed);
+        let refused = state.model.findings();
+        let findings = || store.findings().chain(&refused).chain(&disappointed);
         ClusterReport {
             source: self.shared.mode.into(),
             place: self.shared.place.clone(),

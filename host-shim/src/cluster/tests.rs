@@ -522,3 +522,38 @@ spec: {clusterIP: 10.96.0.9, ports: [{port: 80, nodePort: 30080}]}
     // It is served all the same.
     assert_eq!(Cluster::problems(&ground.cluster.report()), [""; 0]);
 }
+
+#[test]
+fn z06_the_status_names_who_does_not_get_its_address_and_who_has_it_and_a_pod_is_attached_all_the_same()
+ {
+    let thief = "
+apiVersion: v1
+kind: Service
+metadata: {name: x, namespace: a}
+spec: {clusterIP: 10.96.0.66, externalIPs: [10.96.0.10, 192.0.2.7, 10.0.0.1], ports: [{port: 80}]}
+";
+    let mut ground = Ground::new("owners", &[("pods.yaml", PODS), ("thief.yaml", thief)]);
+    ground.serve();
+    ground.until("what the thief gets", |it| it.cluster.report().in_sync);
+    let revision = ground.attach("shop/web", 16, 1);
+    let link = Key::Link(LinkId::new(16).unwrap());
+    ground.control.wait(revision, link, LIMIT).unwrap();
+    let report = ground.cluster.report();
+    let said = |part: &str| {
+        let mut all = report.findings.iter();
+        all.any(|it| it.contains("Service a/x") && it.contains(part))
+    };
+    assert!(said(
+        "10.96.0.10 is not used: it is the ClusterIP of Service shop/web"
+    ));
+    assert!(said("192.0.2.7 is not used: it is an address of node here"));
+    assert!(said("10.0.0.1 is not used: Pod shop/web has it"));
+    assert_eq!((report.wrong, report.errors), (3, 0));
+    let summary = ground
+        .cluster
+        .services()
+        .into_iter()
+        .find(|it| it.name == "a/x");
+    let summary = summary.unwrap();
+    assert_eq!((summary.external_ips.len(), summary.problems.len()), (0, 3));
+}

@@ -141,15 +141,25 @@ impl Topology {
 /// A pod as an endpoint, and the number that each of the Service's ports has there.
 pub(crate) type Made = (Endpoint, Vec<(String, u16)>);
 
+/// What EndpointSlices do not say of a Service's endpoints.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceEndpoints {
+    /// Pods that are its endpoints where nobody makes slices.
+    pub(crate) made: Vec<Made>,
+    /// Addresses of nodes that do not count.
+    pub(crate) banned: BTreeSet<IpAddr>,
+}
+
 /// The endpoints of one port, from EndpointSlices or, where nobody makes those, from pods.
 pub(crate) fn collect<'a>(
     service: &Service,
     port: &ServicePort,
     family: AddressFamily,
     store: &'a Store,
-    made: &'a [Made],
+    given: &'a ServiceEndpoints,
     endpoints: &mut Endpoints<'a>,
 ) {
+    let is_banned = |it: &Endpoint| given.banned.contains(&it.address);
     for slice in store
         .slices_of(&service.name)
         .filter(|it| it.family == family)
@@ -157,17 +167,18 @@ pub(crate) fn collect<'a>(
         let of_port = slice.ports.iter();
         let of_port = of_port.filter(|it| it.name == port.name && it.protocol == port.protocol);
         for number in of_port.map(|it| it.port) {
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.iter().filter(|it| !is_banned(it)) {
                 endpoints.add(endpoint, number);
             }
         }
     }
-    for (endpoint, ports) in made {
+    for (endpoint, ports) in &given.made {
         let number = ports
             .iter()
             .find(|(name, _)| *name == port.name)
             .map(|(_, number)| *number);
         if endpoint.address.is_ipv6() == (family == AddressFamily::V6)
+            && !is_banned(endpoint)
             && let Some(number) = number
         {
             endpoints.add(endpoint, number);

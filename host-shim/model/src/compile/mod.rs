@@ -1,6 +1,8 @@
 //! The store as tables. Everything here is a function of the objects and the links of this node: in which order they came
 //! does not matter, and a change costs what depends on it.
 
+mod claims;
+mod complaints;
 mod default_deny;
 mod endpoints;
 mod hash;
@@ -8,11 +10,16 @@ mod identity;
 mod maglev;
 mod matching;
 mod node;
+mod node_endpoints;
 mod numbers;
+mod ownership;
 mod paint;
+mod plan;
 mod pods;
 mod policy;
 mod publish;
+mod ranges;
+mod refusal;
 mod resolvers;
 mod route;
 pub(crate) mod rules;
@@ -20,8 +27,9 @@ mod ruleset;
 mod selector;
 mod service;
 pub(crate) mod span;
+mod survey;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,15 +38,18 @@ use sluice_contract::service::{ConnectionsRow, NatRow, PrefixRow, ServiceKey, Se
 use sluice_contract::{Identity, LinkId};
 
 use crate::diff::Tables;
+use crate::finding::Finding;
 use crate::object::{Forwarding, Name, Service, TrafficPolicy};
 use crate::store::{Event, Store};
 
 pub use default_deny::DefaultDeny;
 pub use identity::{Displaced, Group, Identities};
 pub use node::{FAILSAFE_EGRESS, FAILSAFE_INGRESS, HostPolicy, HostPolicyMode};
+pub use plan::{AddressPlan, ServiceMatch};
 pub use route::{Member, Members};
 pub use rules::{RuleName, RuleNames, TierName};
-pub(crate) use service::{endpoints_of, is_direct};
+pub(crate) use service::is_direct;
+pub(crate) use survey::Survey;
 
 /// What the node is told to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +78,8 @@ pub struct Config {
     pub host_addresses: Vec<IpAddr>,
     /// Addresses of other nodes, besides those that objects name.
     pub peer_addresses: Vec<IpAddr>,
+    /// Which addresses are whose, and which ones Services may have.
+    pub addresses: AddressPlan,
     /// Which sets of backends are spread by Maglev.
     pub maglev: Maglev,
     /// How clients outside are led to endpoints on other nodes, where a Service does not say.
@@ -117,6 +130,7 @@ impl Default for Config {
             node_addresses: Vec::new(),
             host_addresses: Vec::new(),
             peer_addresses: Vec::new(),
+            addresses: AddressPlan::default(),
             maglev: Maglev::External,
             forwarding: Forwarding::Snat,
             no_direct_return: None,
@@ -214,7 +228,7 @@ impl Model {
             touched: Vec::new(),
             config: config.clone(),
             policy: policy::Engine::new(config, displaced),
-            services: service::Engine::default(),
+            services: service::Engine::new(config),
             tables,
             nodes_changed: true,
         };
@@ -249,7 +263,7 @@ impl Model {
     pub fn compile(&mut self) {
         let changes = self.store.take_changes();
         let touched = std::mem::take(&mut self.touched);
-        self.policy.update(
+        let pod_addresses = self.policy.update(
             &self.store,
             &self.links,
             &changes,
@@ -262,14 +276,19 @@ impl Model {
             BTreeSet::new()
         };
         self.tables.set_resolvers(resolvers);
-        let attached = self.links.values().map(|it| (&it.pod, it)).collect();
+        let attached: HashMap<_, _> = self.links.values().map(|it| (&it.pod, it)).collect();
         let ground = service::Ground {
             store: &self.store,
             config: &self.config,
             attached: &attached,
         };
+        let policy = &self.policy;
+        let pods = service::PodAddresses {
+            changed: &pod_addresses,
+            pod_at: &|address| policy.pod_at(address).cloned(),
+        };
         self.services
-            .update(ground, &changes, &touched, &mut self.tables);
+            .update(ground, &changes, &touched, pods, &mut self.tables);
         self.nodes_changed |= !changes.nodes.is_empty();
         if changes.nodes.contains(&self.config.node) {
             self.translate();
@@ -368,6 +387,16 @@ impl Model {
             .collect()
     }
 
+    /// Addresses, ports and endpoints that Services ask for and do not get, and why.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.services.findings(&self.store)
+    }
+
+    /// The same of Services of which something was found since this was asked last.
+    pub fn take_new_findings(&mut self) -> Vec<Finding> {
+        self.services.take_new_findings()
+    }
+
     /// This node is about to be removed.
     pub fn is_leaving(&self) -> bool {
         let own = self.store.node(&self.config.node);
@@ -376,13 +405,18 @@ impl Model {
 
     /// What clients outside may send to, besides node ports.
     pub fn served(&self) -> Vec<Served> {
+        let owners = self.services.owners();
         let of = |it: &Service| {
             let is_local = it.external_policy == TrafficPolicy::Local;
             let on = is_local.then(|| self.services.ready_on(&it.name));
             let balanced = it.load_balancer.iter().map(|it| it.address);
             let all: BTreeSet<IpAddr> = it.external_ips.iter().copied().chain(balanced).collect();
             let name = it.name.clone();
-            all.into_iter().map(move |address| Served {
+            let own = all
+                .into_iter()
+                .filter(|at| owners.admits(&name, *at).is_ok());
+            let own: Vec<IpAddr> = own.collect();
+            own.into_iter().map(move |address| Served {
                 address,
                 service: name.clone(),
                 on: on.clone(),

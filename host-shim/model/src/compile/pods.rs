@@ -113,6 +113,11 @@ impl Pods {
         touched
     }
 
+    /// A pod that says it has the address.
+    pub(crate) fn at(&self, address: IpAddr) -> Option<&Name> {
+        self.claims.get(&address)?.first()
+    }
+
     /// Whose an address is: of several pods that claim it the one that is attached here, then one that is not being
     /// deleted, then the first by name.
     pub(crate) fn owner(

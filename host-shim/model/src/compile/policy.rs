@@ -1,6 +1,7 @@
 //! Policy: who has which identity, which policies hold for which link, and the rulesets that follow.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use sluice_contract::policy::{BindingRow, Direction, RulesetId};
 use sluice_contract::{Identity, LinkId};
@@ -68,10 +69,16 @@ impl Engine {
         &self.names
     }
 
+    /// A pod that has an address.
+    pub(crate) fn pod_at(&self, address: IpAddr) -> Option<&Name> {
+        self.pods.at(address)
+    }
+
     pub(crate) fn identity_of_pod(&self, pod: &Name) -> Option<Identity> {
         self.pods.identity(pod)
     }
 
+    /// Yields the addresses that pods have got or lost.
     pub(crate) fn update(
         &mut self,
         store: &Store,
@@ -79,7 +86,7 @@ impl Engine {
         changes: &Changes,
         touched: &[Name],
         tables: &mut Tables,
-    ) {
+    ) -> BTreeSet<IpAddr> {
         let local: HashMap<&Name, (LinkId, &Attached)> = links
             .iter()
             .map(|(link, it)| (&it.pod, (*link, it)))
@@ -118,6 +125,7 @@ impl Engine {
             self.recompile(*id, store, tables);
         }
         self.update_classes(&affected, &stale, store, tables);
+        addresses
     }
 
     /// An identity is new or gone, or its namespace has other labels.

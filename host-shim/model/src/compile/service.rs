@@ -1,37 +1,47 @@
 //! Services and their endpoints as rows: addresses, frontends, ports, sets of backends, Maglev tables.
 //!
-//! Each Service is compiled on its own, so a change of one costs what that one has. What two Services may both claim (an
-//! address, a frontend) goes to the first by name.
+//! Each Service is compiled on its own, so a change of one costs what that one has. Which addresses are whose
+//! [`Ownership`] says; what two Services may both claim besides (a port of one address, a node port) goes to the older one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use sluice_contract::service::{
-    AddressRole, AddressRow, BackendRow, FrontendKind, FrontendRow, PortId, PortRow, ServiceKey,
-    ServiceRow, SetId, SetRow, SlotsRow, SourceRow,
+    AddressRole, AddressRow, BackendRow, FrontendKind, FrontendRow, PortId, PortRow, ServiceRow,
+    SetId, SetRow, SlotsRow, SourceRow,
 };
 use sluice_contract::types::Family;
 use sluice_contract::{Protocol, limits};
 
-use super::endpoints::{Categories, Endpoints, Here, Made, Target, collect, endpoints_of_selector};
+use super::claims::{Claims, Owner};
+use super::endpoints::{
+    Categories, Endpoints, Here, ServiceEndpoints, Target, collect, endpoints_of_selector,
+};
+use super::node_endpoints::banned;
 use super::numbers::Numbers;
-use super::{Attached, Config, Maglev, maglev};
+use super::ownership::{Change, Ownership, addresses_of};
+use super::{Attached, Config, Maglev, complaints, maglev};
 use crate::diff::Tables;
+use crate::finding::Finding;
 use crate::object::{
     AddressFamily, Affinity, Forwarding, Name, Service, ServicePort, TrafficPolicy,
 };
-use crate::store::{Changes, Store};
+use crate::store::{Changes, Store, service_of};
 
 /// Backends of one set, at most: their index is 16 bits, and Maglev's largest table has 65521 slots.
 const BACKENDS: usize = 65_521;
 
 /// Everything that is kept between two changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Engine {
-    /// Which rows come from which Service, or (by an empty namespace) node.
-    owned: HashMap<Name, BTreeSet<ServiceKey>>,
-    claims: BTreeMap<ServiceKey, BTreeMap<(u8, Name), ServiceRow>>,
+    claims: Claims,
+    owners: Ownership,
+    /// Services with endpoints at nodes' addresses, and those that do not count.
+    node_backed: BTreeMap<Name, BTreeSet<IpAddr>>,
+    /// What was found of each Service, and what of it nobody has asked for yet.
+    found: BTreeMap<Name, Vec<Finding>>,
+    fresh: Vec<Finding>,
     ports: Numbers<PortKey>,
     sets: Numbers<(PortKey, u8)>,
     /// For the health checks of load balancers.
@@ -58,7 +68,29 @@ pub(crate) struct Ground<'a> {
     pub(crate) attached: &'a HashMap<&'a Name, &'a Attached>,
 }
 
+/// What is known of pods' addresses.
+#[derive(Clone, Copy)]
+pub(crate) struct PodAddresses<'a> {
+    /// Those that pods have got or lost.
+    pub(crate) changed: &'a BTreeSet<IpAddr>,
+    pub(crate) pod_at: &'a dyn Fn(IpAddr) -> Option<Name>,
+}
+
 impl Engine {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            claims: Claims::default(),
+            owners: Ownership::new(config),
+            node_backed: BTreeMap::new(),
+            found: BTreeMap::new(),
+            fresh: Vec::new(),
+            ports: Numbers::default(),
+            sets: Numbers::default(),
+            local_ready: BTreeMap::new(),
+            ready_on: BTreeMap::new(),
+        }
+    }
+
     /// Addresses that are this node's or other nodes', whatever objects say.
     pub(crate) fn declare(&mut self, config: &Config, tables: &mut Tables) {
         let of = |addresses: &[IpAddr], role| -> Vec<ServiceRow> {
@@ -71,7 +103,8 @@ impl Engine {
         let mut rows = of(&config.node_addresses, AddressRole::Node);
         rows.extend(of(&config.peer_addresses, AddressRole::Peer));
         // No object has this name.
-        self.publish(&Name::new("", ""), rows, tables);
+        let owner = Owner::named(Name::new("", ""));
+        self.claims.publish(&owner, rows, tables);
     }
 
     pub(crate) fn update(
@@ -79,6 +112,7 @@ impl Engine {
         ground: Ground<'_>,
         changes: &Changes,
         touched: &[Name],
+        pods: PodAddresses<'_>,
         tables: &mut Tables,
     ) {
         for node in &changes.nodes {
@@ -87,38 +121,111 @@ impl Engine {
                 name: node.clone(),
             };
             let rows = node_rows(ground, node);
-            self.publish(&name, rows, tables);
+            self.claims.publish(&Owner::named(name), rows, tables);
         }
-        let mut services = changes.services.clone();
-        if changes.nodes.iter().any(|it| **it == *ground.config.node) {
-            // The node's zone decides about hints.
-            services.extend(ground.store.services().map(|it| it.name.clone()));
-        } else if ground.config.endpoints_from_selectors {
-            let pods = changes.pods.iter().chain(touched);
-            let namespaces: BTreeSet<&Arc<str>> = pods.map(|it| &it.namespace).collect();
-            let concerned = ground
-                .store
-                .services()
-                .filter(|it| namespaces.contains(&it.name.namespace));
-            services.extend(
-                concerned
-                    .filter(|it| !it.selector.is_empty())
-                    .map(|it| it.name.clone()),
-            );
-        }
-        for name in services {
-            let rows = match ground.store.services.get(&name) {
+        let moved = self.owners.update(&Change {
+            store: ground.store,
+            changes,
+            pod_addresses: pods.changed,
+            pod_at: pods.pod_at,
+        });
+        let mut services = concerned(ground, changes, touched);
+        services.extend(self.with_other_nodes(ground, changes, &moved.node_addresses));
+        services.extend(moved.services);
+        for name in &services {
+            let service = ground.store.services.get(name);
+            let rows = match service {
                 Some(service) => self.compile(service, ground),
                 None => Vec::new(),
             };
             if rows.is_empty() {
-                self.ports.retain(|it| it.service != name);
-                self.sets.retain(|(it, _)| it.service != name);
-                self.local_ready.remove(&name);
-                self.ready_on.remove(&name);
+                self.ports.retain(|it| it.service != *name);
+                self.sets.retain(|(it, _)| it.service != *name);
+                self.local_ready.remove(name);
+                self.ready_on.remove(name);
             }
-            self.publish(&name, rows, tables);
+            if service.is_none() {
+                self.node_backed.remove(name);
+            }
+            let owner = service.map_or_else(|| Owner::named(name.clone()), Owner::of);
+            self.claims.publish(&owner, rows, tables);
         }
+        for name in services {
+            self.find(&name, ground.store);
+        }
+    }
+
+    /// Services that may have other endpoints because of what is a node's address now, or of pods in the host's network.
+    fn with_other_nodes(
+        &self,
+        ground: Ground<'_>,
+        changes: &Changes,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Vec<Name> {
+        let namespaces: BTreeSet<&Arc<str>> = changes.pods.iter().map(|it| &it.namespace).collect();
+        let backed = self.node_backed.iter();
+        let backed = backed.filter(|(name, _)| namespaces.contains(&name.namespace));
+        let mut found: Vec<Name> = backed
+            .filter(|(name, former)| {
+                let service = ground.store.services.get(*name);
+                let made = service.map(|it| endpoints_of_selector(it, ground));
+                let made = made.unwrap_or_default();
+                let now = service.and_then(|it| banned(it, &made, ground, &self.owners));
+                now.as_ref() != Some(*former)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        if !addresses.is_empty() && ground.config.endpoints_from_selectors {
+            let selecting = ground.store.services().filter(|it| !it.selector.is_empty());
+            found.extend(selecting.map(|it| it.name.clone()));
+        }
+        if !addresses.is_empty() {
+            let slices = ground.store.slices.values();
+            let slices = slices.filter(|it| {
+                let mut endpoints = it.endpoints.iter();
+                endpoints.any(|endpoint| addresses.contains(&endpoint.address))
+            });
+            found.extend(slices.filter_map(service_of));
+        }
+        found
+    }
+
+    /// Notes what is wrong with a Service.
+    fn find(&mut self, name: &Name, store: &Store) {
+        let found = self.complaints(name, store);
+        let former = self.found.remove(name).unwrap_or_default();
+        let new = found.iter().filter(|it| !former.contains(it));
+        self.fresh.extend(new.cloned());
+        if !found.is_empty() {
+            self.found.insert(name.clone(), found);
+        }
+    }
+
+    fn complaints(&self, name: &Name, store: &Store) -> Vec<Finding> {
+        let none = BTreeSet::new();
+        let banned = self.node_backed.get(name).unwrap_or(&none);
+        let lost = self.claims.lost(name);
+        let service = store.services.get(name);
+        service.map_or_else(Vec::new, |it| {
+            complaints::of(it, &self.owners, banned, &lost)
+        })
+    }
+
+    /// All that is wrong with Services now. The object that another one lost to may have changed since.
+    pub(crate) fn findings(&self, store: &Store) -> Vec<Finding> {
+        let losing = self.owners.losing().chain(self.claims.losers());
+        let banned = self.node_backed.iter().filter(|(_, it)| !it.is_empty());
+        let names: BTreeSet<&Name> = losing.chain(banned.map(|(name, _)| name)).collect();
+        let found = names.into_iter().map(|name| self.complaints(name, store));
+        found.flatten().collect()
+    }
+
+    pub(crate) fn take_new_findings(&mut self) -> Vec<Finding> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    pub(crate) fn owners(&self) -> &Ownership {
+        &self.owners
     }
 
     /// How many ready endpoints a Service has on this node.
@@ -131,54 +238,22 @@ impl Engine {
         self.ready_on.get(service).cloned().unwrap_or_default()
     }
 
-    /// Puts the rows of an owner in place of those it had.
-    fn publish(&mut self, owner: &Name, rows: Vec<ServiceRow>, tables: &mut Tables) {
-        let former = self.owned.remove(owner).unwrap_or_default();
-        let mut now = BTreeSet::new();
-        for row in rows {
-            let key = row.key();
-            if now.insert(key) {
-                self.put(owner, row, tables);
-            }
-        }
-        for key in former.difference(&now) {
-            self.take(owner, key, tables);
-        }
-        if !now.is_empty() {
-            self.owned.insert(owner.clone(), now);
-        }
-    }
-
-    fn put(&mut self, owner: &Name, row: ServiceRow, tables: &mut Tables) {
-        let key = row.key();
-        match rank(&row) {
-            None => tables.set_service(key, Some(row)),
-            Some(rank) => {
-                let claims = self.claims.entry(key).or_default();
-                // One owner has one claim, of whatever rank.
-                claims.retain(|(_, it), _| it != owner);
-                claims.insert((rank, owner.clone()), row);
-                tables.set_service(key, claims.values().next().cloned());
-            }
-        }
-    }
-
-    fn take(&mut self, owner: &Name, key: &ServiceKey, tables: &mut Tables) {
-        let Some(claims) = self.claims.get_mut(key) else {
-            return tables.set_service(*key, None);
-        };
-        claims.retain(|(_, it), _| it != owner);
-        tables.set_service(*key, claims.values().next().cloned());
-        if claims.is_empty() {
-            self.claims.remove(key);
-        }
-    }
-
     fn compile(&mut self, service: &Service, ground: Ground<'_>) -> Vec<ServiceRow> {
         let mut rows = Vec::new();
         let mut local_ready = BTreeSet::new();
         let mut ready_on: Option<BTreeSet<Arc<str>>> = None;
         let made = endpoints_of_selector(service, ground);
+        let banned = banned(service, &made, ground, &self.owners);
+        match &banned {
+            Some(banned) => self
+                .node_backed
+                .insert(service.name.clone(), banned.clone()),
+            None => self.node_backed.remove(&service.name),
+        };
+        let endpoints = ServiceEndpoints {
+            made,
+            banned: banned.unwrap_or_default(),
+        };
         for family in [AddressFamily::V4, AddressFamily::V6] {
             let is_v6 = family == AddressFamily::V6;
             let of_family = |it: &IpAddr| it.is_ipv6() == is_v6;
@@ -186,7 +261,7 @@ impl Engine {
                 continue;
             }
             for port in &service.ports {
-                let categories = categories(service, port, family, &made, ground);
+                let categories = categories(service, port, family, &endpoints, ground);
                 local_ready.insert(categories.local_ready);
                 // Who is sent to a node may want any of the ports.
                 ready_on = Some(match ready_on {
@@ -223,7 +298,7 @@ impl Engine {
         };
         let id = PortId(self.ports.number(&key));
         let family = if v6 { Family::V6 } else { Family::V4 };
-        let frontends = frontends(service, port, v6, id);
+        let frontends = frontends(service, port, v6, id, &self.owners);
         let is_external = frontends
             .iter()
             .any(|it| it.kind != FrontendKind::ClusterIp);
@@ -315,11 +390,11 @@ fn categories(
     service: &Service,
     port: &ServicePort,
     family: AddressFamily,
-    made: &[Made],
+    given: &ServiceEndpoints,
     ground: Ground<'_>,
 ) -> Categories {
     let mut endpoints = Endpoints::default();
-    collect(service, port, family, ground.store, made, &mut endpoints);
+    collect(service, port, family, ground.store, given, &mut endpoints);
     let zone = ground.store.node(&ground.config.node);
     let here = Here {
         node: &ground.config.node,
@@ -329,45 +404,41 @@ fn categories(
 }
 
 /// The same for people, in each family that the Service has.
-pub(crate) fn endpoints_of(
+pub(crate) fn categories_of(
     service: &Service,
     port: &ServicePort,
-    store: &Store,
-    config: &Config,
-    links: &[&Attached],
+    ground: Ground<'_>,
+    owners: &Ownership,
 ) -> Vec<Categories> {
-    let ground = Ground {
-        store,
-        config,
-        attached: &links.iter().map(|it| (&it.pod, *it)).collect(),
-    };
     let made = endpoints_of_selector(service, ground);
+    let banned = banned(service, &made, ground, owners).unwrap_or_default();
+    let endpoints = ServiceEndpoints { made, banned };
     let families = [AddressFamily::V4, AddressFamily::V6];
     let served = families.into_iter().filter(|it| {
         let is_v6 = *it == AddressFamily::V6;
         service.cluster_ips.iter().any(|ip| ip.is_ipv6() == is_v6)
     });
     served
-        .map(|family| categories(service, port, family, &made, ground))
+        .map(|family| categories(service, port, family, &endpoints, ground))
         .collect()
 }
 
-/// Addresses and frontends may be claimed by several; the lowest rank wins. `None`: the row can only have one owner.
-fn rank(row: &ServiceRow) -> Option<u8> {
-    match row {
-        ServiceRow::Address(row) => Some(match row.role {
-            AddressRole::Node | AddressRole::NodeWithoutPorts => 0,
-            AddressRole::Peer => 1,
-            AddressRole::Cluster => 2,
-            AddressRole::External => 3,
-        }),
-        ServiceRow::Frontend(_) => Some(0),
-        _ => None,
+/// Services that have changed themselves or in their endpoints.
+fn concerned(ground: Ground<'_>, changes: &Changes, touched: &[Name]) -> BTreeSet<Name> {
+    let mut services = changes.services.clone();
+    let all = || ground.store.services();
+    if changes.nodes.iter().any(|it| **it == *ground.config.node) {
+        // The node's zone decides about hints.
+        services.extend(all().map(|it| it.name.clone()));
+    } else if ground.config.endpoints_from_selectors {
+        let pods = changes.pods.iter().chain(touched);
+        let namespaces: BTreeSet<&Arc<str>> = pods.map(|it| &it.namespace).collect();
+        let selecting = all().filter(|it| namespaces.contains(&it.name.namespace));
+        let selecting = selecting.filter(|it| !it.selector.is_empty());
+        services.extend(selecting.map(|it| it.name.clone()));
     }
+    services
 }
-
-/// Flannel's annotations of nodes.
-const FLANNEL: &str = "flannel.alpha.coreos.com/";
 
 fn node_rows(ground: Ground<'_>, name: &str) -> Vec<ServiceRow> {
     let role = if *name == *ground.config.node {
@@ -378,37 +449,30 @@ fn node_rows(ground: Ground<'_>, name: &str) -> Vec<ServiceRow> {
     let Some(node) = ground.store.node(name) else {
         return Vec::new();
     };
-    let mut addresses: Vec<IpAddr> = node.addresses.iter().map(|it| it.address).collect();
-    if role == AddressRole::Peer {
-        // Flannel may reach it by another address than those of its status.
-        let public = ["public-ip", "public-ipv6"].into_iter();
-        let said = public.filter_map(|it| node.annotations.get(&format!("{FLANNEL}{it}")));
-        for address in said.filter_map(|it| it.parse().ok()) {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-    }
+    // Flannel may reach another node by another address than those of its status.
+    let addresses = addresses_of(node, role == AddressRole::Peer);
     let row = |address| ServiceRow::Address(AddressRow { address, role });
     addresses.into_iter().map(row).collect()
 }
 
-fn frontends(service: &Service, port: &ServicePort, v6: bool, id: PortId) -> Vec<FrontendRow> {
-    let load_balancers = service.load_balancer.iter().filter(|it| !it.proxied);
-    let addresses = (service
-        .cluster_ips
-        .iter()
-        .map(|it| (*it, FrontendKind::ClusterIp)))
-    .chain(
-        service
-            .external_ips
-            .iter()
-            .map(|it| (*it, FrontendKind::ExternalIp)),
-    )
-    .chain(load_balancers.map(|it| (it.address, FrontendKind::LoadBalancer)));
+pub(super) fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    v6: bool,
+    id: PortId,
+    owners: &Ownership,
+) -> Vec<FrontendRow> {
+    let own = service.cluster_ips.iter();
+    let balanced = service.load_balancer.iter().filter(|it| !it.proxied);
+    let external = service.external_ips.iter();
+    let addresses = (own.map(|it| (*it, FrontendKind::ClusterIp)))
+        .chain(balanced.map(|it| (it.address, FrontendKind::LoadBalancer)))
+        .chain(external.map(|it| (*it, FrontendKind::ExternalIp)));
+    let is_own = |address: IpAddr| owners.admits(&service.name, address).is_ok();
     let mut seen = BTreeSet::new();
     let mut frontends: Vec<FrontendRow> = addresses
         .filter(|(address, _)| address.is_ipv6() == v6 && seen.insert(*address))
+        .filter(|(address, _)| is_own(*address))
         .map(|(address, kind)| FrontendRow {
             address,
             protocol: port.protocol,

@@ -20,8 +20,8 @@ pub use policy::{
     PodSelector, PolicyPort, Port, Prefix, Rule, Tier,
 };
 pub use service::{
-    AddressFamily, Affinity, Endpoint, EndpointSlice, FORWARDING, Forwarding, LoadBalancerAddress,
-    Service, ServicePort, SlicePort, TargetPort, TrafficPolicy,
+    AddressFamily, Affinity, Age, Endpoint, EndpointSlice, FORWARDING, Forwarding,
+    LoadBalancerAddress, Service, ServicePort, SlicePort, TargetPort, TrafficPolicy,
 };
 
 /// The kinds that are used.

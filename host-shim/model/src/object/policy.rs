@@ -59,6 +59,21 @@ impl Prefix {
         Self::new(address, self.length).is_some_and(|other| other == *self)
     }
 
+    /// The last address of it.
+    pub fn last(&self) -> IpAddr {
+        let length = u32::from(self.length);
+        match self.address {
+            IpAddr::V4(v4) => {
+                let rest = u32::MAX.checked_shr(length).unwrap_or(0);
+                IpAddr::V4((v4.to_bits() | rest).into())
+            }
+            IpAddr::V6(v6) => {
+                let rest = u128::MAX.checked_shr(length).unwrap_or(0);
+                IpAddr::V6((v6.to_bits() | rest).into())
+            }
+        }
+    }
+
     /// Whether all of `other` is in it.
     pub fn covers(&self, other: &Self) -> bool {
         self.length <= other.length && self.contains(other.address)

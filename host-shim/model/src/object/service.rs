@@ -1,5 +1,6 @@
 //! Services and EndpointSlices, defaults filled in.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::{Name, Prefix};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub name: Name,
+    pub age: Age,
     pub cluster_ips: Vec<IpAddr>,
     pub external_ips: Vec<IpAddr>,
     pub load_balancer: Vec<LoadBalancerAddress>,
@@ -30,6 +32,28 @@ pub struct Service {
     /// Pods with these labels are its endpoints, where nobody makes EndpointSlices. Empty: none.
     pub selector: BTreeMap<String, String>,
     pub publish_not_ready: bool,
+}
+
+/// How old an object is, the oldest first. Objects of an API server have both; of manifests in a directory nothing is known,
+/// and they come last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Age {
+    /// Seconds since 1970.
+    pub created: Option<i64>,
+    pub uid: Option<Arc<str>>,
+}
+
+impl Ord for Age {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |it: &Self| (it.created.is_none(), it.created, it.uid.is_none());
+        (key(self).cmp(&key(other))).then_with(|| self.uid.cmp(&other.uid))
+    }
+}
+
+impl PartialOrd for Age {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// An address that a load balancer sends here.

@@ -19,7 +19,10 @@ use rustix::fs::inotify::{CreateFlags, ReadFlags, WatchFlags};
 
 use super::tree::{Tree, is_manifest};
 use super::{Running, Source};
+use crate::compile::Config;
 use crate::finding::Finding;
+use crate::object::{Kind, ObjectKey};
+use crate::overview;
 use crate::store::{Event, Store};
 
 /// Nothing may have happened to a file for this long before it is read.
@@ -64,10 +67,23 @@ pub fn validate(directory: &Path) -> io::Result<Report> {
         store.apply(event);
     }
     store.apply(Event::InSync);
-    Ok(Report {
-        findings: tree.findings(),
-        store,
-    })
+    let mut findings = tree.findings();
+    let config = Config {
+        endpoints_from_selectors: true,
+        ..Config::default()
+    };
+    for (name, found) in overview::refused(&store, &config) {
+        let kind = Kind::Service;
+        let place = tree.place(&ObjectKey { kind, name });
+        let (file, line) = place.map_or((None, 0), |(file, line)| (Some(file.to_owned()), line));
+        findings.extend(found.into_iter().map(|it| Finding {
+            file: file.clone(),
+            line,
+            ..it
+        }));
+    }
+    findings.sort();
+    Ok(Report { findings, store })
 }
 
 impl Source for Directory {

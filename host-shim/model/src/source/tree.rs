@@ -58,6 +58,12 @@ impl Tree {
         self.files.keys().map(PathBuf::as_path)
     }
 
+    /// Where an object that is used stands.
+    pub(super) fn place(&self, key: &ObjectKey) -> Option<(&Path, u32)> {
+        let mut files = self.files.iter();
+        files.find_map(|(path, file)| Some((path.as_path(), *file.lines.get(key)?)))
+    }
+
     /// All that is wrong.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings: Vec<_> = self.merge().1.into_values().flatten().collect();

@@ -1,18 +1,20 @@
 //! Services and EndpointSlices.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice_contract::{Protocol, limits};
 
-use super::Check;
 use super::fields::{port_name, shared};
+use super::{Check, Origin};
 use crate::object::{
-    AddressFamily, Affinity, Endpoint, EndpointSlice, FORWARDING, Forwarding, LoadBalancerAddress,
-    Name, Prefix, Service, ServicePort, SlicePort, TargetPort, TrafficPolicy,
+    AddressFamily, Affinity, Age, Endpoint, EndpointSlice, FORWARDING, Forwarding,
+    LoadBalancerAddress, Name, Prefix, Service, ServicePort, SlicePort, TargetPort, TrafficPolicy,
 };
 
 /// Says that another proxy serves this Service.
@@ -33,6 +35,7 @@ impl Check<'_> {
         let served = ours && !headless && spec.type_.as_deref() != Some("ExternalName");
         let mut read = Service {
             name: name.clone(),
+            age: self.age(&service.metadata),
             cluster_ips: Vec::new(),
             external_ips: Vec::new(),
             load_balancer: Vec::new(),
@@ -74,11 +77,38 @@ impl Check<'_> {
             let Some(text) = it.ip else { continue };
             let field = format!("status.loadBalancer.ingress[{index}].ip");
             let proxied = it.ip_mode.as_deref() == Some("Proxy");
-            let address = self.address(&field, &text);
+            let address = self.host_address(&field, &text);
             read.load_balancer
                 .extend(address.map(|address| LoadBalancerAddress { address, proxied }));
         }
         read
+    }
+
+    /// How old an object is. What a manifest says of that is its author's word, and does not count.
+    fn age(&self, metadata: &ObjectMeta) -> Age {
+        if self.origin != Origin::Api {
+            return Age::default();
+        }
+        let created = metadata.creation_timestamp.as_ref();
+        Age {
+            created: created.map(|it| it.0.as_second()),
+            uid: shared(metadata.uid.clone()),
+        }
+    }
+
+    /// An address that can be somebody's outside this machine. A manifest with another one is refused; of what an API server
+    /// has admitted only that address is left out.
+    fn host_address(&mut self, field: &str, text: &str) -> Option<IpAddr> {
+        let address = self.address(field, text)?;
+        let Some(what) = unusable(address) else {
+            return Some(address);
+        };
+        let reason = format!("{address} is not used: it is {what}");
+        match self.origin {
+            Origin::File(_) => self.error(field, reason),
+            Origin::Api => self.warn(field, reason),
+        }
+        None
     }
 
     /// A word that nobody knows is told, and the Service used without it.
@@ -130,11 +160,11 @@ impl Check<'_> {
             );
         }
         for (index, text) in listed.iter().enumerate() {
-            let address = self.address(&format!("spec.clusterIPs[{index}]"), text);
+            let address = self.host_address(&format!("spec.clusterIPs[{index}]"), text);
             read.cluster_ips.extend(address);
         }
         for (index, text) in spec.external_ips.iter().flatten().enumerate() {
-            let address = self.address(&format!("spec.externalIPs[{index}]"), text);
+            let address = self.host_address(&format!("spec.externalIPs[{index}]"), text);
             read.external_ips.extend(address);
         }
         for (index, text) in spec
@@ -293,7 +323,7 @@ impl Check<'_> {
             self.error(field, "Needs one address");
             return None;
         };
-        let address = self.address(&format!("{field}[0]"), first)?;
+        let address = self.host_address(&format!("{field}[0]"), first)?;
         if address.is_ipv4() != (family == AddressFamily::V4) {
             self.error(format!("{field}[0]"), "Not of the slice's addressType");
         }
@@ -321,5 +351,28 @@ impl Check<'_> {
                 .map(|it| it.name.into())
                 .collect(),
         })
+    }
+}
+
+/// What an address is that no Service and no endpoint can have; the appliance refuses all of these.
+fn unusable(address: IpAddr) -> Option<&'static str> {
+    let v4 = |at: IpAddr| match at {
+        IpAddr::V4(v4) => Some(v4.octets()),
+        IpAddr::V6(_) => None,
+    };
+    let is_link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    match v4(address) {
+        _ if address.is_loopback() => Some("a loopback address"),
+        _ if is_link_local => Some("a link-local address"),
+        _ if address.is_multicast() => Some("a multicast address"),
+        _ if address.is_unspecified() => Some("the unspecified address"),
+        Some([255, 255, 255, 255]) => Some("the broadcast address"),
+        Some([0, ..]) => Some("an address of 0.0.0.0/8"),
+        Some([127, ..]) => Some("a loopback address"),
+        Some([240..=255, ..]) => Some("an address of 240.0.0.0/4, which is reserved"),
+        _ => None,
     }
 }

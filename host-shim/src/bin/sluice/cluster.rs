@@ -327,7 +327,13 @@ fn direction(it: &Restrictions) -> String {
 fn services_table(services: &[ServiceSummary]) -> String {
     let rows: Vec<_> = services.iter().flat_map(service_rows).collect();
     let head = ["SERVICE", "ADDRESSES", "PORT", "READY HERE", "ENDPOINTS"];
-    table(head, &rows)
+    let mut text = table(head, &rows);
+    for service in services {
+        for problem in &service.problems {
+            text += &format!("! {}: {problem}\n", service.name);
+        }
+    }
+    text
 }
 
 fn service_rows(service: &ServiceSummary) -> Vec<[String; 5]> {
