@@ -24,7 +24,7 @@ use super::mailbox::{Inbox, mailbox};
 use super::place::{Place, Seat};
 use crate::tap;
 
-pub use super::mailbox::{Command, Mailbox, Unanswered};
+pub use super::mailbox::{Command, EngineReport, Mailbox, Unanswered};
 
 /// How long to poll.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,7 @@ impl DriverCounters {
 #[derive(Debug)]
 pub struct Driver {
     mailbox: Mailbox,
+    counters: Arc<DriverCounters>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -78,6 +79,7 @@ impl Driver {
             engine.readiness(),
             EpollEvent::new(EpollFlags::EPOLLIN, TAPS),
         )?;
+        let own_counters = counters.clone();
         let run = move || {
             let mut running = Running {
                 engine,
@@ -85,6 +87,7 @@ impl Driver {
                 epoll,
                 kicks: [None, None],
                 offloads: Offloads::ALL,
+                allowed: Offloads::ALL,
                 longest: polling.longest,
                 poll: polling.longest,
                 crowd: Crowd::default(),
@@ -100,6 +103,7 @@ impl Driver {
             .spawn(run)?;
         Ok(Self {
             mailbox,
+            counters: own_counters,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -107,6 +111,11 @@ impl Driver {
     /// The way to the thread.
     pub fn mailbox(&self) -> &Mailbox {
         &self.mailbox
+    }
+
+    /// What it has been doing.
+    pub fn counters(&self) -> &DriverCounters {
+        &self.counters
     }
 
     /// Ends the thread and closes all taps.
@@ -135,7 +144,9 @@ struct Running {
     inbox: Inbox,
     epoll: Epoll,
     kicks: [Option<File>; 2],
+    /// What the guest takes, and what the daemon allows.
     offloads: Offloads,
+    allowed: Offloads,
     longest: Duration,
     /// The present length of a poll.
     poll: Duration,
@@ -265,13 +276,22 @@ impl Running {
                     self.place.belongs_to(vmm);
                     self.counters.set_seat(self.place.seat());
                 }
+                Command::Allow(offloads) => {
+                    self.allowed = offloads;
+                    self.apply_offloads();
+                }
+                Command::Report { reply } => {
+                    let _ = reply.send(self.report());
+                }
+                Command::Freeze { frozen, reply } => {
+                    self.engine.freeze(frozen);
+                    let _ = reply.send(());
+                }
                 Command::Hold(limit) => self.hold(Some(Instant::now() + limit)),
                 Command::Release => self.hold(None),
                 Command::Offloads(offloads) => {
                     self.offloads = offloads;
-                    for (id, tap) in self.engine.taps() {
-                        apply(id, tap, offloads);
-                    }
+                    self.apply_offloads();
                 }
                 Command::AddLink {
                     id,
@@ -279,7 +299,7 @@ impl Running {
                     counters,
                     reply,
                 } => {
-                    apply(id, tap.as_fd(), self.offloads);
+                    apply(id, tap.as_fd(), self.offloads.and(self.allowed));
                     let _ = reply.send(self.engine.add_link(id, tap, counters));
                 }
                 Command::RemoveLink { id, reply } => {
@@ -289,6 +309,20 @@ impl Running {
             }
         }
         true
+    }
+
+    fn apply_offloads(&self) {
+        for (id, tap) in self.engine.taps() {
+            apply(id, tap, self.offloads.and(self.allowed));
+        }
+    }
+
+    fn report(&self) -> EngineReport {
+        EngineReport {
+            held: self.held_until.is_some(),
+            frozen: self.engine.is_frozen(),
+            serving: self.engine.is_serving(),
+        }
     }
 
     fn set_kick(&mut self, queue: usize, kick: Option<File>) {

@@ -46,6 +46,16 @@ reasons! {
 }
 
 impl HostDrop {
+    /// The number of the reason in the ports protocol: its place in the list, which only grows at its end.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The reason of a number.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+
     fn index(self) -> usize {
         self as usize
     }

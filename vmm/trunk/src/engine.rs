@@ -112,6 +112,8 @@ pub struct Engine {
     starved: bool,
     /// Frames stay in the taps: the guest could only drop them.
     held: bool,
+    /// Nothing moves: another process has the rings, or will have.
+    frozen: bool,
 }
 
 impl Engine {
@@ -128,6 +130,7 @@ impl Engine {
             counters,
             starved: false,
             held: false,
+            frozen: false,
         })
     }
 
@@ -137,6 +140,9 @@ impl Engine {
     /// frames that `send` allows: about a millisecond, whatever the guest does to its rings meanwhile.
     pub fn step(&mut self) -> Progress {
         let mut progress = Progress::default();
+        if self.frozen {
+            return progress;
+        }
         if let Some(receiver) = self.receiver.as_mut().filter(|_| !self.held) {
             self.links.collect_ready();
             match receiver.run(&mut self.links, u32::from(PHASE), &self.counters) {
@@ -162,6 +168,9 @@ impl Engine {
     /// Prepares for sleep: asks the guest for kicks and says what to wait for.
     pub fn arm(&mut self) -> Wait {
         let mut work = false;
+        if self.frozen {
+            return Wait::Kicks;
+        }
         if let Some(sender) = &mut self.sender {
             match sender.ring.ask_for_kick() {
                 Ok(pending) => work |= pending,
@@ -198,6 +207,44 @@ impl Engine {
     /// Whether frames stay in the taps, where they keep, instead of going to a guest that is not yet told what to do with them.
     pub fn hold(&mut self, held: bool) {
         self.held = held;
+    }
+
+    /// Stops all work, after what the guest has made ready was sent; or goes on, looking at every tap anew.
+    ///
+    /// Cost: at most as many chains as the transmit ring has entries.
+    pub fn freeze(&mut self, frozen: bool) {
+        if frozen && !self.frozen {
+            self.send_ready();
+        }
+        if !frozen && self.frozen {
+            self.links.activate_all();
+        }
+        self.frozen = frozen;
+    }
+
+    fn send_ready(&mut self) {
+        let Some(sender) = &mut self.sender else {
+            return;
+        };
+        let most = u32::from(sender.ring.size());
+        let mut sent = 0;
+        while sent < most {
+            match sender.run(&self.links, PHASE, &self.counters) {
+                Ok(0) => return,
+                Ok(chains) => sent += chains,
+                Err(error) => return self.give_up(TRANSMIT, error),
+            }
+        }
+    }
+
+    /// Whether all work is stopped.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Whether both rings are served.
+    pub fn is_serving(&self) -> bool {
+        self.receiver.is_some() && self.sender.is_some()
     }
 
     /// Readable when a tap that was empty has a frame.

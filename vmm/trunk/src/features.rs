@@ -1,5 +1,7 @@
 //! What the backend offers on the trunk, and what the VMM accepted of it.
 
+use serde::{Deserialize, Serialize};
+
 /// Numbers of feature bits (virtio 1.2 §5.1.3, §6; vhost-user "VHOST_USER_F_PROTOCOL_FEATURES").
 mod bit {
     pub(super) const CSUM: u64 = 0;
@@ -23,7 +25,7 @@ mod bit {
 pub struct Features(pub u64);
 
 /// The unfinished frames a side can take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offloads {
     /// Frames without a finished checksum.
     pub checksum: bool,
@@ -43,6 +45,17 @@ impl Offloads {
         tso6: true,
         uso: true,
     };
+    /// What both allow.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            checksum: self.checksum && other.checksum,
+            tso4: self.tso4 && other.tso4,
+            tso6: self.tso6 && other.tso6,
+            uso: self.uso && other.uso,
+        }
+    }
+
     /// Nothing.
     pub const NONE: Self = Self {
         checksum: false,

@@ -2,7 +2,7 @@
 //!
 //! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with suspicion, `tap` speaks to the
 //! tun driver, `links` knows the taps, `receive` and `send` move frames without touching payload, `engine` is one step of both,
-//! `driver` the thread that keeps stepping, `mailbox` how others reach it, `crowd` and `place` when it polls and where. `segment` cuts what a tap cannot.
+//! `driver` the thread that keeps stepping, `mailbox` how others reach it, `crowd` and `place` when it polls and where. `segment` cuts what a tap cannot. `ports` is how a daemon gives the engine its ports.
 #![deny(unsafe_code)]
 
 #[cfg(test)]
@@ -19,6 +19,7 @@ pub mod links;
 mod mailbox;
 pub mod memory;
 pub mod place;
+pub mod ports;
 #[cfg(test)]
 mod property_tests;
 mod receive;

@@ -199,6 +199,14 @@ impl Links {
         }
     }
 
+    /// Every link may have a frame waiting.
+    pub(super) fn activate_all(&mut self) {
+        for link in self.by_id.iter_mut().flatten().filter(|l| !l.active) {
+            link.active = true;
+            self.active.push_back(link.id);
+        }
+    }
+
     /// Whether a link may have a frame waiting.
     pub(super) fn any_active(&self) -> bool {
         !self.active.is_empty()

@@ -51,6 +51,15 @@ pub enum Command {
     Serve(Option<i32>),
     /// The guest takes these offloads: tell every tap, and those to come.
     Offloads(Offloads),
+    /// What the taps may leave unfinished, whatever the guest takes: for every tap, and those to come.
+    Allow(Offloads),
+    /// Send back how the engine is. An answer also shows that the thread is alive.
+    Report { reply: mpsc::Sender<EngineReport> },
+    /// Stop all work once the guest's ready frames are sent, or go on; answered when that is so.
+    Freeze {
+        frozen: bool,
+        reply: mpsc::Sender<()>,
+    },
     /// Serve a tap.
     AddLink {
         id: u16,
@@ -62,6 +71,17 @@ pub enum Command {
     RemoveLink { id: u16, reply: mpsc::Sender<bool> },
     /// End the thread.
     Stop,
+}
+
+/// How the engine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineReport {
+    /// Frames wait in the taps.
+    pub held: bool,
+    /// Nothing moves.
+    pub frozen: bool,
+    /// Both rings are served.
+    pub serving: bool,
 }
 
 /// Why a command has no answer.

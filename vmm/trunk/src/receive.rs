@@ -201,6 +201,11 @@ impl Receiver {
         let (whole, beyond) = (link.header(), link.header() - vnet::HEADER);
         let place = long.get_mut(..whole).unwrap_or_default();
         let n = match self.pieces.read_frame(link.tap(), self.first, place) {
+            // The other end of a socket port is closed: every read would end so, and a tap has no such frame.
+            Ok(0) => {
+                link.counters().drops.count(HostDrop::TapDown);
+                return Outcome::Empty;
+            }
             // What the long header says more is of no interest to the guest.
             Ok(n) => n.saturating_sub(beyond),
             Err(error) => return empty_or_gone(&error, link),
