@@ -318,6 +318,22 @@ impl<'m> Tables<'m> {
         longest(&self.ranges.live, address).map(|range| range.meaning)
     }
 
+    /// Whether `address` belongs to the cluster or to one of its nodes: to a pod here or behind a peer, a Service, a node, or a
+    /// range of pods or Services.
+    ///
+    /// # Cost
+    /// Four lookups and a comparison per range.
+    pub fn is_in_cluster(&self, address: Address) -> bool {
+        self.place(address) != Place::Elsewhere
+            || self.overlay.remote(address).is_some()
+            || self.overlay.peer_at(address).is_some()
+            || self.policy.identity_of(address.into()).is_pod()
+            || matches!(
+                self.purpose(address),
+                Some(PrefixUse::Pods | PrefixUse::Services)
+            )
+    }
+
     /// Which neighbor on the uplink is next on the way to `address`.
     ///
     /// # Cost

@@ -10,7 +10,6 @@ use crate::names::message::{self, Question, RECORDS};
 use crate::names::{self, KNOWN, Part, Who};
 use crate::observe::Observer;
 use crate::parse::{Fragment, Packet};
-use crate::tables::Place;
 use crate::wire::{protocol, tcp, udp};
 use heapless::Vec;
 use sluice_contract::LinkId;
@@ -134,7 +133,12 @@ impl<O: Observer> Stages<'_, '_, O> {
             return Vec::new();
         }
         let of = |who| self.state.names.names(who, address, self.now, began);
-        self.pod(link).map(of).unwrap_or_default()
+        let mut names = self.pod(link).map(of).unwrap_or_default();
+        // Asked again: a pod, Service or node may have got the address since the answer came.
+        if !names.is_empty() && self.tables.is_in_cluster(address) {
+            names.clear();
+        }
+        names
     }
 
     fn pod(&self, link: LinkId) -> Option<Who> {
@@ -146,15 +150,17 @@ impl<O: Observer> Stages<'_, '_, O> {
         Some(Who { link, incarnation })
     }
 
-    /// Names do not lead to the node itself, nor to what has a meaning on one link or one machine only.
+    /// Names do not lead into the cluster or to its nodes, nor to what has a meaning on one link or one
+    /// machine only: otherwise the owner of an allowed domain could open any pod, Service or node (DNS
+    /// rebinding).
     fn may_be_named(&self, address: Address) -> bool {
         let ip = core::net::IpAddr::from(address);
         let local = match ip {
             core::net::IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
             core::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
-        let own = matches!(self.tables.place(address), Place::Node { .. });
-        !(local || own || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
+        let nowhere = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
+        !(local || nowhere || self.tables.is_in_cluster(address))
     }
 
     /// What tells the streams of answers of a pod from each other: the connection.

@@ -6,14 +6,16 @@ use sluice_appliance::testing::Bench;
 use sluice_appliance::testing::node::{self, Addresses, UPLINK, V4, V6, ends, outcome, packet};
 use sluice_appliance::time::Duration;
 use sluice_appliance::wire::tcp;
-use sluice_appliance::{Gso, GsoKind, Offload};
+use sluice_appliance::{Gso, GsoKind, Offload, Verdict};
 use sluice_contract::name::{Learnt, NameId, NameRow};
+use sluice_contract::overlay::{NextHopId, OverlayRow, PeerId, PeerRow, RemoteRow};
 use sluice_contract::policy::{
     Action, BindingRow, Established, Layer, LayerId, NamedRow, PolicyKey, PolicyRow, RuleId,
     RulesetId, RulesetRow, SettingsRow, SpanEntry, SpanId, SpanRow, Target, port_key,
 };
 use sluice_contract::report::CounterId;
-use sluice_contract::{DropReason, Key, LinkId, Protocol, Row, ToGuest};
+use sluice_contract::service::AddressRole;
+use sluice_contract::{DropReason, Key, LinkId, Mac, Protocol, Row, ToGuest};
 use std::net::IpAddr;
 
 /// Who is asked: outside, and believed.
@@ -450,6 +452,94 @@ fn n14_names_never_lead_to_the_node_or_to_what_is_local() {
     }
     assert_eq!(bench.pipeline.names_from(link, 1), None);
     assert_eq!(bench.pipeline.names_from(None, 1), None);
+}
+
+/// By family: a pod here, a pod behind a peer, an address of the pods' range that no pod has, a ClusterIP, one that no Service
+/// has, a load balancer's address, another node, a peer's underlay address.
+fn inside() -> [[&'static str; 8]; 2] {
+    [
+        [
+            V4.pods[2],
+            "10.244.3.7",
+            "10.0.200.9",
+            V4.cluster_ip,
+            "172.20.99.99",
+            "203.0.113.200",
+            V4.other_node,
+            "192.0.2.77",
+        ],
+        [
+            V6.pods[2],
+            "fd44:3::7",
+            "fd00:0:0:9::9",
+            V6.cluster_ip,
+            "fd20::9999",
+            "2001:db8:50::200",
+            V6.other_node,
+            "2001:db8:2::77",
+        ],
+    ]
+}
+
+/// What makes those addresses be inside, but for what every node has.
+fn inside_rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (family, addresses) in [V4, V6].into_iter().enumerate() {
+        let [.., balancer, _, underlay] = inside()[family];
+        rows.push(node::known(addresses.cluster_ip, AddressRole::Cluster));
+        rows.push(node::known(balancer, AddressRole::External));
+        let peer = PeerId(7 + u16::try_from(family).unwrap());
+        rows.push(Row::Overlay(OverlayRow::Peer(PeerRow {
+            id: peer,
+            address: node::ip(underlay),
+            mac: Mac([2, 0, 0, 0, 9, 9]),
+            next_hop: NextHopId(0),
+            mtu: 1500,
+            direct: true,
+        })));
+        let prefix = node::prefix(["10.244.3.0/24", "fd44:3::/64"][family]);
+        rows.push(Row::Overlay(OverlayRow::Remote(RemoteRow { prefix, peer })));
+    }
+    rows
+}
+
+#[test]
+fn n14_an_answer_never_opens_an_address_inside_the_cluster() {
+    for (family, addresses) in inside().into_iter().enumerate() {
+        let mut bench = bench(&["example.com"]);
+        bench.commit(&inside_rows());
+        let pod = asker(16, family);
+        for (id, address) in (1..).zip(addresses) {
+            pod.resolve(&mut bench, id, "example.com", address, 60);
+            let open = packet(16, pod.own(), address).tcp(30_000, 443, tcp::SYN);
+            let end = bench.send(16, &open.build()).verdict;
+            assert!(!matches!(end, Verdict::Forward(_)), "{address}: {end:?}");
+            assert_eq!(
+                bench.pipeline.names_from(LinkId::new(16), 0),
+                None,
+                "{address} was learnt"
+            );
+        }
+        pod.resolve(&mut bench, 99, "example.com", SITE[family], 60);
+        assert_eq!(pod.connect(&mut bench, SITE[family], 443), REACHED);
+    }
+}
+
+#[test]
+fn n14_what_comes_to_lie_inside_the_cluster_is_no_longer_open_by_name() {
+    for (family, addresses) in inside().into_iter().enumerate() {
+        let [_, remote, .., underlay] = addresses;
+        let mut bench = bench(&["example.com"]);
+        let pod = asker(16, family);
+        for (id, address) in (1..).zip([remote, underlay]) {
+            pod.resolve(&mut bench, id, "example.com", address, 600);
+            assert_eq!(pod.connect(&mut bench, address, 443), REACHED, "{address}");
+        }
+        bench.commit(&inside_rows());
+        for address in [remote, underlay] {
+            assert_eq!(pod.connect(&mut bench, address, 443), DENIED, "{address}");
+        }
+    }
 }
 
 #[test]

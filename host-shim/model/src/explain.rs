@@ -58,6 +58,9 @@ impl Told {
     /// For who has no node to ask.
     pub const ELSEWHERE: Self =
         Self::Unknown("the pod's node knows which addresses it was told they have");
+    /// For a far end that names never lead to.
+    pub const IN_CLUSTER: Self =
+        Self::Unknown("domain names never open pods and nodes of the cluster");
 
     /// The names that an address has.
     pub(crate) fn names_of(&self, address: Option<IpAddr>) -> Vec<NameId> {

@@ -235,14 +235,21 @@ pub fn trace(
             _ => (None, false),
         };
         let applied = applied(store, config, &found[own], direction);
+        let is_outside = matches!(&found[far], Found::Other);
         let asked = match &found[own] {
-            Found::Pod(pod) if direction == Direction::Egress && here.contains_key(&pod.link) => {
+            Found::Pod(pod)
+                if is_outside && direction == Direction::Egress && here.contains_key(&pod.link) =>
+            {
                 let rules = restrictions(store, applied.clone(), direction, None).rules;
                 rules.iter().any(|it| it.names_domains).then_some(pod.link)
             }
             _ => None,
         };
-        let told = asked.map_or(Told::ELSEWHERE, &told);
+        let told = match asked {
+            Some(link) => told(link),
+            None if is_outside => Told::ELSEWHERE,
+            None => Told::IN_CLUSTER,
+        };
         let far_end = Far {
             told: &told,
             group,
