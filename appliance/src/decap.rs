@@ -290,17 +290,58 @@ pub struct Complaint {
     pub peer: PeerId,
     /// The MTU of the router's next hop.
     pub mtu: u16,
+    /// It quotes a packet that this node really sent. If not, it is a guess, or about a packet of an earlier appliance.
+    pub genuine: bool,
 }
 
-/// Reads an ICMP "too big" that quotes one of this node's tunnel packets to a known peer; whoever did not see such a packet
-/// cannot make one up without guessing the peer, and cannot raise an MTU (checklist P3).
+/// Segments of one frame that are told apart by their IPv4 identification: whoever cuts a frame counts it up from the first.
+const SEGMENTS: u16 = 64;
+
+/// Reads an ICMP "too big" that quotes one of this node's tunnel packets to a known peer. Addresses and ports are easy to
+/// guess; [`Peer::mark`] is not, so only who saw such a packet makes a genuine complaint.
+///
+/// [`Peer::mark`]: crate::overlay::Peer::mark
 pub fn complaint(frame: &Frame<'_>, packet: &Packet, overlay: &Overlay<'_>) -> Option<Complaint> {
-    use crate::wire::icmp;
     let tunnel = overlay.tunnel()?;
     let own = tunnel.source(packet.family)?;
     if packet.destination != own || packet.fragment != Fragment::Whole {
         return None;
     }
+    let (mtu, quote) = too_big(frame, packet)?;
+    let quote = Quote::read(quote, packet.family)?;
+    let ports = quote.transport.first_chunk::<4>();
+    let (ours, port) = match tunnel.protocol {
+        TunnelProtocol::IpIp => {
+            let is_ours = matches!(quote.protocol, protocol::IPIP | protocol::IPV6_IN_IP);
+            (is_ours, 0)
+        }
+        _ => {
+            let [a, b, c, d] = *ports?;
+            let to_tunnel = u16::from_be_bytes([c, d]) == tunnel.port;
+            let is_ours = quote.protocol == protocol::UDP && to_tunnel;
+            (is_ours, u16::from_be_bytes([a, b]))
+        }
+    };
+    if quote.source != own || !ours {
+        return None;
+    }
+    let id = overlay.peer_at(quote.destination)?;
+    let mark = overlay.peer(id)?.mark(port);
+    let is_marked = match quote.mark {
+        Mark::Identification(id) => id.wrapping_sub(mark as u16) < SEGMENTS,
+        Mark::Label(label) => label == mark & 0xf_ffff,
+    };
+    Some(Complaint {
+        peer: id,
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        // What fits is no reason to complain.
+        genuine: is_marked && mtu < quote.length,
+    })
+}
+
+/// The MTU that an ICMP "too big" tells, and what it quotes; `None` if it is none, or its checksum is wrong.
+fn too_big<'f>(frame: &'f Frame<'_>, packet: &Packet) -> Option<(u32, &'f [u8])> {
+    use crate::wire::icmp;
     let end = frame.bytes().len().min(packet.end as usize);
     let message = frame.bytes().get(usize::from(packet.payload)..end)?;
     let (header, quote) = icmp::Header::ref_from_prefix(message).ok()?;
@@ -329,34 +370,51 @@ pub fn complaint(frame: &Frame<'_>, packet: &Packet, overlay: &Overlay<'_>) -> O
             return None;
         }
     }
-    let (source, destination, next, transport) = quoted(quote, packet.family)?;
-    let ours = match tunnel.protocol {
-        TunnelProtocol::IpIp => matches!(next, protocol::IPIP | protocol::IPV6_IN_IP),
-        _ => next == protocol::UDP && transport.get(2..4)? == tunnel.port.to_be_bytes(),
-    };
-    if source != own || !ours {
-        return None;
-    }
-    Some(Complaint {
-        peer: overlay.peer_at(destination)?,
-        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
-    })
+    Some((mtu, quote))
 }
 
-/// Source, destination, protocol and what follows the header of a quoted packet; ours have no extension headers.
-fn quoted(bytes: &[u8], family: Family) -> Option<(Address, Address, u8, &[u8])> {
-    match family {
-        Family::V4 => {
-            let (header, _) = ipv4::Header::ref_from_prefix(bytes).ok()?;
-            let (source, destination) = (header.source, header.destination);
-            let rest = bytes.get(header.header_length().max(ipv4::LENGTH)..)?;
-            let source = Address::v4(source);
-            Some((source, Address::v4(destination), header.protocol, rest))
-        }
-        Family::V6 => {
-            let (header, rest) = ipv6::Header::ref_from_prefix(bytes).ok()?;
-            let (source, destination) = (Address(header.source), Address(header.destination));
-            Some((source, destination, header.next_header, rest))
+/// Where a packet carries [`crate::overlay::Peer::mark`].
+enum Mark {
+    Identification(u16),
+    Label(u32),
+}
+
+/// A quoted packet, as far as it matters; ours have no extension headers.
+struct Quote<'q> {
+    source: Address,
+    destination: Address,
+    protocol: u8,
+    /// Of the whole packet, in bytes.
+    length: u32,
+    mark: Mark,
+    transport: &'q [u8],
+}
+
+impl<'q> Quote<'q> {
+    fn read(bytes: &'q [u8], family: Family) -> Option<Self> {
+        match family {
+            Family::V4 => {
+                let (header, _) = ipv4::Header::ref_from_prefix(bytes).ok()?;
+                Some(Self {
+                    source: Address::v4(header.source),
+                    destination: Address::v4(header.destination),
+                    protocol: header.protocol,
+                    length: header.total_length.get().into(),
+                    mark: Mark::Identification(header.identification.get()),
+                    transport: bytes.get(header.header_length().max(ipv4::LENGTH)..)?,
+                })
+            }
+            Family::V6 => {
+                let (header, transport) = ipv6::Header::ref_from_prefix(bytes).ok()?;
+                Some(Self {
+                    source: Address(header.source),
+                    destination: Address(header.destination),
+                    protocol: header.next_header,
+                    length: ipv6::LENGTH as u32 + u32::from(header.payload_length.get()),
+                    mark: Mark::Label(header.flow_label()),
+                    transport,
+                })
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Only headers are written, into the headroom; the payload is not touched and need not be at hand. Checksums: UDP over IPv4
 //! goes without (RFC 7348 §5). UDP over IPv6 must have one; where the inner checksum is still to be completed, what is at hand
 //! suffices to know the outer one (the inner packet will sum up to the complement of its pseudo-header's sum), else it is
-//! left to the far side as the inner one's was. The outer packet is never to be fragmented, its TTL is its own.
+//! left to the far side as the inner one's was. The outer packet is never to be fragmented, its TTL is its own; its IPv4
+//! identification or IPv6 flow label is secret to this node and its peer ([`Peer::mark`]).
 
 use crate::address::{Address, Family};
 use crate::ecn;
@@ -201,6 +202,11 @@ fn wrap(
         let inner = ethernet::Header::new(peer.mac(), tunnel.mac, ethertype(packet.family));
         put(frame.bytes_mut(), &inner)?;
     }
+    // IPIP has no ports.
+    let port = match shim {
+        Shim::None => 0,
+        _ => source_port(packet, hasher),
+    };
     let ends = Ends {
         source,
         destination: peer.address,
@@ -211,6 +217,7 @@ fn wrap(
             _ => protocol::UDP,
         },
         payload: payload as u16,
+        mark: peer.mark(port),
     };
     frame.push(pushed).ok_or(DropReason::TunnelUnready)?;
     shift_offload(frame, packet, tunnel.protocol, outer, pushed);
@@ -218,7 +225,7 @@ fn wrap(
     let rest = put(frame.bytes_mut(), &ethernet)?;
     let rest = ends.write(rest)?;
     let udp = udp::Header {
-        source: U16::new(source_port(packet, hasher)),
+        source: U16::new(port),
         destination: U16::new(tunnel.port),
         length: U16::new(ends.payload),
         checksum: U16::new(0),
@@ -263,6 +270,8 @@ struct Ends {
     protocol: u8,
     /// Bytes behind it.
     payload: u16,
+    /// [`Peer::mark`]
+    mark: u32,
 }
 
 impl Ends {
@@ -270,7 +279,8 @@ impl Ends {
         match self.destination.family() {
             Family::V4 => {
                 let (from, to) = (self.source.v4_octets(), self.destination.v4_octets());
-                let header = ipv4::Header::new(from, to, self.protocol, self.payload);
+                let header = ipv4::Header::new(from, to, self.protocol, self.payload)
+                    .identified(self.mark as u16);
                 let rest = put(&mut *bytes, &header)?.len();
                 ecn::set_class(bytes, Family::V4, self.class);
                 let at = bytes.len() - rest;
@@ -278,7 +288,8 @@ impl Ends {
             }
             Family::V6 => {
                 let (from, to) = (self.source.0, self.destination.0);
-                let header = ipv6::Header::new(from, to, self.protocol, self.payload, HOPS);
+                let header = ipv6::Header::new(from, to, self.protocol, self.payload, HOPS)
+                    .labelled(self.mark);
                 let rest = put(&mut *bytes, &header)?.len();
                 ecn::set_class(bytes, Family::V6, self.class);
                 let at = bytes.len() - rest;

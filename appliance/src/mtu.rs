@@ -1,7 +1,12 @@
 //! How large a packet may be: what a tunnel adds, what routers on the way said, and the MSS that follows.
 //!
-//! A router's word only lowers (RFC 8201 §4), is believed only if the packet it quotes is one of ours to that peer, and is
-//! forgotten after ten minutes, so that a path that has grown is found again.
+//! A router's word only lowers (RFC 8201 §4), and is believed only if the packet it quotes is one that this node really sent to
+//! that peer, which takes the secret in its outer header ([`crate::overlay::Peer::mark`]) to make up. Who tries secrets gets
+//! sixteen tries in ten minutes; after that routers are not heard, and probes alone find narrow paths. It never
+//! lowers what travels inside below 1280, the least that IPv6 may count on; narrower paths are found by probes. Where
+//! the node probes its peers the word only bridges the time until probes have measured the path: they are
+//! not bound by it, and what they find is in the peer's own row. Without probes it is forgotten after ten minutes,
+//! so that a path that has grown is found again.
 
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
@@ -13,11 +18,15 @@ use crate::wire::{checksum, ipv4, ipv6, tcp};
 use sluice_contract::overlay::{PeerId, TunnelProtocol};
 use zerocopy::{FromBytes, Immutable, IntoBytes, big_endian::U16};
 
-/// How long a router's word holds (RFC 1191 §6.3, checklist P4).
+/// How long a router's word holds where nothing else measures the path (RFC 1191 §6.3, checklist P4).
 pub const MEMORY: Duration = Duration::from_secs(600);
-/// A router that says less is not believed to the letter: below this an attacker gains and nobody else (checklist P2).
-const LEAST4: u16 = 552;
-const LEAST6: u16 = 1280;
+/// How long it holds where the node's probes measure it.
+pub const BRIDGED: Duration = Duration::from_secs(60);
+/// The least MTU inside a tunnel, whatever routers say (RFC 8200 §5): below it an attacker gains and nobody else.
+const LEAST_INSIDE: u16 = 1280;
+/// Wrong guesses of the secret in [`PATIENCE`] after which routers are not heard.
+const GUESSES: u32 = 16;
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Bytes that the tunnel adds to an IP packet of any family, on an underlay of this one.
 pub const fn overhead(protocol: TunnelProtocol, underlay: Family) -> usize {
@@ -46,6 +55,9 @@ pub struct Learned<'m> {
     count: usize,
     /// Where the next search for old ones begins.
     cursor: usize,
+    /// Complaints about packets that were never sent, since when they are counted.
+    guesses: u32,
+    counted: Instant,
 }
 
 impl<'m> Learned<'m> {
@@ -58,7 +70,20 @@ impl<'m> Learned<'m> {
             words: arena.slice(peers)?,
             count: 0,
             cursor: 0,
+            guesses: 0,
+            counted: Instant::default(),
         })
+    }
+
+    /// Whether a complaint is to be believed: it is `genuine`, and nobody has been guessing.
+    pub fn trusts(&mut self, genuine: bool, now: Instant) -> bool {
+        if self.guesses == 0 || now >= self.counted + PATIENCE {
+            (self.guesses, self.counted) = (0, now);
+        }
+        if !genuine {
+            self.guesses = self.guesses.saturating_add(1);
+        }
+        genuine && self.guesses <= GUESSES
     }
 
     /// Bytes for so many peers.
@@ -78,20 +103,16 @@ impl<'m> Learned<'m> {
         }
     }
 
-    /// Believes a router that the path takes only `mtu`; `false` if that is nothing new.
+    /// Believes a router until `until` that the path takes only `mtu`; `false` if that is nothing new. `overhead`: of the
+    /// tunnel.
     pub fn lower(
         &mut self,
-        peer: PeerId,
-        address: Address,
-        configured: u16,
+        (peer, address): (PeerId, Address),
+        (configured, overhead): (u16, u16),
         mtu: u16,
-        now: Instant,
+        until: Instant,
     ) -> bool {
-        let least = match address.family() {
-            Family::V4 => LEAST4,
-            Family::V6 => LEAST6,
-        };
-        let mtu = mtu.max(least);
+        let mtu = mtu.max(LEAST_INSIDE.saturating_add(overhead));
         if mtu >= self.path(peer, address, configured) {
             return false;
         }
@@ -101,7 +122,7 @@ impl<'m> Learned<'m> {
         self.count += usize::from(word.mtu == 0);
         *word = Word {
             address,
-            until: (now + MEMORY).micros(),
+            until: until.micros(),
             mtu,
             pad: [0; 6],
         };

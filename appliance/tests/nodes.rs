@@ -273,33 +273,85 @@ fn m05_a_packet_too_large_for_the_tunnel_is_answered_with_what_fits() {
     }
 }
 
+/// An ICMP "too big" of a router on the underlay.
+fn too_big(underlay: Family, mtu: u32, quote: &[u8]) -> Vec<u8> {
+    let (router, own, kind, code) = match underlay {
+        Family::V4 => ("192.168.7.1", "192.168.0.1", 3, 4),
+        Family::V6 => ("fd99:7::1", "fd99::1", 2, 0),
+    };
+    Builder::from(UPLINK, router, own)
+        .macs(nic(9), nic(1))
+        .icmp(kind, code, mtu)
+        .payload(quote)
+        .build()
+}
+
 #[test]
-fn m07_a_router_on_the_underlay_lowers_what_pods_are_told_for_ten_minutes() {
-    let vxlan = TunnelProtocol::Vxlan;
-    let mut a = node(1, vxlan, Family::V4);
-    let large = pod(Family::V4).payload(&[1; 1300]).build();
-    let sent = a.send(POD, &large);
-    let outer = sent.forwarded(UPLINK).to_vec();
-    let complaint = Builder::from(UPLINK, "192.168.7.1", "192.168.0.1")
-        .macs(nic(9), nic(1))
-        .icmp(3, 4, 1300)
-        .payload(&outer[14..42])
-        .build();
-    assert_eq!(a.send(UPLINK, &complaint).dropped(), DropReason::PathMtu);
-    let told = a.send(POD, &large);
-    assert_eq!(told.replied()[40..42], 1250u16.to_be_bytes());
-    a.wait(Duration::from_secs(601));
-    a.send(POD, &large).forwarded(UPLINK);
-    // About a packet that we never sent: nothing changes.
-    let mut quote = outer[14..42].to_vec();
-    quote[19] ^= 1;
-    let blind = Builder::from(UPLINK, "192.168.7.1", "192.168.0.1")
-        .macs(nic(9), nic(1))
-        .icmp(3, 4, 1300)
-        .payload(&quote)
-        .build();
-    assert_eq!(a.send(UPLINK, &blind).dropped(), DropReason::IcmpUnrelated);
-    a.send(POD, &large).forwarded(UPLINK);
+fn m07_a_router_on_the_underlay_lowers_what_pods_are_told_until_it_is_forgotten() {
+    for (is_probed, seconds) in [(false, 600), (true, 60)] {
+        let mut a = node(1, TunnelProtocol::Vxlan, Family::V4);
+        if is_probed {
+            let probes = link(LinkId::PROBES.raw(), Mac([2, 0, 0, 0, 7, 7]), &[], 1500);
+            a.commit(&[probes]);
+        }
+        let large = pod(Family::V4).payload(&[1; 1400]).build();
+        let sent = a.send(POD, &large);
+        let outer = sent.forwarded(UPLINK).to_vec();
+        let complaint = too_big(Family::V4, 1400, &outer[14..42]);
+        assert_eq!(a.send(UPLINK, &complaint).dropped(), DropReason::PathMtu);
+        let told = a.send(POD, &large);
+        assert_eq!(told.replied()[40..42], 1350u16.to_be_bytes());
+        a.wait(Duration::from_secs(seconds - 1));
+        a.send(POD, &large).replied();
+        a.wait(Duration::from_secs(2));
+        a.send(POD, &large).forwarded(UPLINK);
+        // Never below what IPv6 may count on.
+        let complaint = too_big(Family::V4, 552, &outer[14..42]);
+        assert_eq!(a.send(UPLINK, &complaint).dropped(), DropReason::PathMtu);
+        let told = a.send(POD, &large);
+        assert_eq!(told.replied()[40..42], 1280u16.to_be_bytes());
+    }
+}
+
+#[test]
+fn m07_a_complaint_about_a_packet_that_was_never_sent_changes_nothing() {
+    for underlay in [Family::V4, Family::V6] {
+        let mut a = node(1, TunnelProtocol::Vxlan, underlay);
+        let large = pod(Family::V4).payload(&[1; 1350]).build();
+        let outer = a.send(POD, &large).forwarded(UPLINK).to_vec();
+        let quote = match underlay {
+            Family::V4 => 14..42,
+            Family::V6 => 14..62,
+        };
+        // What a stranger knows: addresses and the tunnel's port. The rest is guessed, one number after the other.
+        let mut guess = outer[quote.clone()].to_vec();
+        for number in 0..100_000u32 {
+            let bytes = number.wrapping_mul(0x9e37_79b1).to_be_bytes();
+            match underlay {
+                Family::V4 => {
+                    guess[4..6].copy_from_slice(&bytes[..2]);
+                    guess[20..22].copy_from_slice(&bytes[2..]);
+                }
+                Family::V6 => {
+                    guess[1..4].copy_from_slice(&bytes[..3]);
+                    guess[1] &= 0xf;
+                    guess[41] = bytes[3];
+                }
+            }
+            let end = a.send(UPLINK, &too_big(underlay, 552, &guess));
+            assert_eq!(end.dropped(), DropReason::IcmpUnrelated, "guess {number}");
+        }
+        a.send(POD, &large).forwarded(UPLINK);
+        // Who guesses has made routers unheard for a while, not for good.
+        let genuine = too_big(underlay, 1400, &outer[quote]);
+        assert_eq!(
+            a.send(UPLINK, &genuine).dropped(),
+            DropReason::IcmpUnrelated
+        );
+        a.wait(Duration::from_secs(601));
+        assert_eq!(a.send(UPLINK, &genuine).dropped(), DropReason::PathMtu);
+        a.send(POD, &large).replied();
+    }
 }
 
 /// What a pod says to everybody ends with one reason and leaves by no link: not by the uplink, not through the tunnel, not to

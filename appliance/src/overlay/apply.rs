@@ -1,6 +1,6 @@
 //! Rows into the shadow copies, each checked against what is there already.
 
-use super::{Hop, Numbered, Overlay, Peer, Tunnel};
+use super::{Hop, Numbered, Overlay, Peer, Tunnel, cookie};
 use crate::address::{Address, Family};
 use crate::twin::{Full, Slot};
 use sluice_contract::Mac;
@@ -111,7 +111,8 @@ impl Overlay<'_> {
             present: 1,
             direct: u8::from(row.direct),
             users: old.users,
-            rest: [0; 32],
+            cookie: cookie(address, &self.hasher),
+            rest: [0; 28],
         };
         self.peers.write(index, peer);
         Ok(())

@@ -121,7 +121,9 @@ pub struct Peer {
     direct: u8,
     /// Ranges behind it.
     users: u32,
-    rest: [u8; 32],
+    /// Secret: see [`Peer::mark`].
+    cookie: u32,
+    rest: [u8; 28],
 }
 
 impl Slot for Peer {}
@@ -136,6 +138,20 @@ impl Peer {
     pub const fn is_direct(&self) -> bool {
         self.direct != 0
     }
+
+    /// What the outer header of a packet to it carries in the IPv4 identification, whose value is free
+    /// where DF is set (RFC 6864 §4.1), or the IPv6 flow label: the same for all packets of an outer
+    /// source port. Without seeing such a packet nobody can quote it in an ICMP error.
+    #[inline]
+    pub const fn mark(&self, source_port: u16) -> u32 {
+        self.cookie ^ source_port as u32
+    }
+}
+
+/// The secret of a peer, which changes with each start of the appliance.
+fn cookie(address: Address, hasher: &Hasher) -> u32 {
+    const TAG: u64 = u64::from_be_bytes(*b"path-mtu");
+    hasher.hash([TAG, address.high(), address.low()]) as u32
 }
 
 /// Which peer, or which neighbor, has an underlay address.
@@ -284,7 +300,7 @@ impl<'m> Overlay<'m> {
             0
         } else {
             let tunnel = self.tunnel().ok_or(DropReason::NoRoute)?;
-            // Seventy-eight bytes of at least 552.
+            // Seventy-eight bytes of at least 576.
             mtu::overhead(tunnel.protocol, peer.address.family()) as u16
         };
         Ok(Exit {

@@ -9,6 +9,7 @@ use crate::classify;
 use crate::decap::{self, Complaint, Origin};
 use crate::encap::{self, Told};
 use crate::frame::Frame;
+use crate::mtu;
 use crate::observe::Observer;
 use crate::parse::{self, Content, Packet, Parsed};
 use crate::reply;
@@ -65,17 +66,29 @@ impl<O: Observer> Stages<'_, '_, O> {
             .origin
             .is_none()
             .then(|| decap::complaint(frame, packet, overlay));
-        let Some(Complaint { peer, mtu }) = heard.flatten() else {
+        let Some(Complaint { peer, mtu, genuine }) = heard.flatten() else {
             return Ok(());
         };
-        if let Some(row) = overlay.peer(peer)
-            && !O::DRY
-        {
-            let (address, configured) = (row.address, row.mtu);
-            self.state
-                .learned
-                .lower(peer, address, configured, mtu, self.now);
+        let (Some(row), Some(tunnel)) = (overlay.peer(peer), overlay.tunnel()) else {
+            return Ok(());
+        };
+        if O::DRY {
+            return if genuine {
+                Err(DropReason::PathMtu.into())
+            } else {
+                Ok(())
+            };
         }
+        let learned = &mut self.state.learned;
+        if !learned.trusts(genuine, self.now) {
+            // It goes the way of all errors about what was never sent.
+            return Ok(());
+        }
+        let is_probed = self.tables.link(LinkId::PROBES).is_some();
+        let until = self.now + if is_probed { mtu::BRIDGED } else { mtu::MEMORY };
+        let overhead = mtu::overhead(tunnel.protocol, row.address.family()) as u16;
+        let sizes = (row.mtu, overhead);
+        learned.lower((peer, row.address), sizes, mtu, until);
         Err(DropReason::PathMtu.into())
     }
 

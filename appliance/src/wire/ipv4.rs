@@ -44,6 +44,15 @@ impl Header {
         header
     }
 
+    /// The same with another identification.
+    #[must_use]
+    pub fn identified(mut self, id: u16) -> Self {
+        let delta = checksum::Delta::default().word(self.identification.get(), id);
+        self.identification = U16::new(id);
+        self.checksum = U16::new(delta.patch(self.checksum.get()));
+        self
+    }
+
     pub const fn version(&self) -> u8 {
         self.version_ihl >> 4
     }

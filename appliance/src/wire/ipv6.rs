@@ -10,6 +10,7 @@ pub const LENGTH: usize = 40;
 /// Extension headers that are walked before a packet is refused. Linux passes any number; honest packets have at most four.
 pub const DEPTH: usize = 8;
 
+const FLOW_LABEL: u32 = 0xf_ffff;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -44,6 +45,18 @@ impl Header {
             source,
             destination,
         }
+    }
+
+    /// The same with the flow label in the lower twenty bits of `label`.
+    #[must_use]
+    pub const fn labelled(mut self, label: u32) -> Self {
+        let rest = self.version_class_flow.get() & !FLOW_LABEL;
+        self.version_class_flow = U32::new(rest | label & FLOW_LABEL);
+        self
+    }
+
+    pub const fn flow_label(&self) -> u32 {
+        self.version_class_flow.get() & FLOW_LABEL
     }
 
     pub const fn version(&self) -> u8 {

@@ -20,6 +20,8 @@ const ID4: Range<usize> = ETHERNET + 4..ETHERNET + 6;
 const FLAGS4: usize = ETHERNET + 6;
 const CHECKSUM4: Range<usize> = ETHERNET + 10..ETHERNET + 12;
 const CLASS6: usize = ETHERNET + 1;
+/// But for its first four bits, which lie beside the class.
+const LABEL6: Range<usize> = ETHERNET + 2..ETHERNET + 4;
 const ECN: u8 = 3;
 const DONT_FRAGMENT: u8 = 0x40;
 
@@ -55,12 +57,15 @@ pub(crate) fn differences(
                 "ECN of a marked packet",
                 sample.class & ECN == CE && our & ECN == CE && bits & !ECN == 0,
             ),
+            CLASS6 if six && bits & 0xf0 == 0 => ("the outer flow label", true),
             CLASS6 if six => (
                 "ECN of a marked packet",
-                sample.class & ECN == CE && our >> 4 & ECN == CE && bits & !(ECN << 4) == 0,
+                sample.class & ECN == CE && our >> 4 & ECN == CE && bits & 0xf0 & !(ECN << 4) == 0,
             ),
-            // A packet that is never cut needs none (RFC 6864 §4.1).
-            _ if !six && ID4.contains(&at) => ("the outer id", other == Other::Kernel),
+            // Ours have a mark there by which a quoted packet is known again. That of a packet that is never cut is
+            // free (RFC 6864 §4.1).
+            _ if !six && ID4.contains(&at) => ("the outer id", true),
+            _ if six && LABEL6.contains(&at) => ("the outer flow label", true),
             // Ours are never cut, theirs may be unless the device is told otherwise.
             FLAGS4 if !six => (
                 "DF",
