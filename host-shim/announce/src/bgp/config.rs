@@ -42,6 +42,10 @@ pub struct PeerConfig {
     /// Routers on the way to it, and itself. Unless given: 1 to another autonomous system, any number within one's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hops: Option<u8>,
+    /// Takes packets of the router only if they came over no more than `hops` (1) hops, by their TTL (RFC 5082), so that
+    /// nobody farther away can forge any. The router must do the same: it sends with a TTL of 255 then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ttl_security: bool,
     /// A file whose first line is the password of its TCP sessions (RFC 2385).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,

@@ -5,6 +5,7 @@
 //! host's own.
 
 pub mod config;
+mod inbox;
 mod session;
 mod socket;
 #[cfg(test)]
@@ -321,6 +322,26 @@ impl Surroundings for Peer {
             report.sessions += 1;
             let (address, asn) = (report.address, report.asn);
             tracing::info!(%address, asn, routes, "the router knows what is served");
+        }
+    }
+}
+
+/// For fuzzing: what a router sends, up to what is read of its OPEN.
+#[cfg(any(test, feature = "testing"))]
+pub fn fuzz_router(bytes: &[u8]) {
+    let mut inbox = inbox::Inbox::new();
+    // In pieces, as a connection brings it.
+    for piece in bytes.chunks(61) {
+        inbox.push(piece);
+        loop {
+            match inbox.next() {
+                Ok(Some(inbox::Came::Message(rustbgpd_wire::Message::Open(open)))) => {
+                    session::fuzz_open(&open);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return,
+            }
         }
     }
 }

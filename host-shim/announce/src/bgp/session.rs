@@ -6,17 +6,15 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustbgpd_wire::constants::MAX_MESSAGE_LEN;
-use rustbgpd_wire::header::peek_message_length;
 use rustbgpd_wire::notification::{NotificationCode, open_subcode};
 use rustbgpd_wire::{
-    Afi, Capability, DecodeError, EncodeError, Message, OpenMessage, decode_message, encode_message,
+    Afi, Capability, DecodeError, EncodeError, Message, OpenMessage, encode_message,
 };
 use sluice_contract::Prefix;
 
 use super::config::{BgpConfig, PeerConfig};
+use super::inbox::{Came, Inbox};
 use super::wire::{self, FAMILIES, NextHops, Terms};
 use crate::Routes;
 
@@ -88,7 +86,7 @@ pub(crate) fn hold(
 ) -> Ending {
     let mut session = Session {
         stream,
-        inbox: BytesMut::with_capacity(MAX_MESSAGE_LEN.into()),
+        inbox: Inbox::new(),
     };
     let ended = session.run(sides, surroundings);
     let ending = ended.err().unwrap_or(Ending::Stopped);
@@ -111,15 +109,14 @@ pub(crate) fn hold(
 
 /// What came while the session waited.
 enum Heard {
-    Message(Message),
+    Came(Came),
     News,
     Nothing,
 }
 
 struct Session {
     stream: TcpStream,
-    /// What of the next messages has come.
-    inbox: BytesMut,
+    inbox: Inbox,
 }
 
 impl Session {
@@ -137,14 +134,14 @@ impl Session {
         self.send(&open)?;
         let deadline = Instant::now() + PATIENCE;
         let theirs = match self.await_message(deadline, surroundings)? {
-            Some(Message::Open(theirs)) => theirs,
+            Some(Came::Message(Message::Open(theirs))) => theirs,
             Some(other) => return Err(unexpected(&other)),
             None => return Ok(()),
         };
         check(&theirs, sides)?;
         self.send(&Message::Keepalive)?;
         match self.await_message(deadline, surroundings)? {
-            Some(Message::Keepalive) => {}
+            Some(Came::Message(Message::Keepalive)) => {}
             Some(other) => return Err(unexpected(&other)),
             None => return Ok(()),
         }
@@ -199,17 +196,19 @@ impl Session {
                 false => Some((said_at + pause).min(heard_at + hold)),
             };
             match self.wait(until, surroundings.news())? {
-                Heard::Message(Message::Notification(message)) => {
+                Heard::Came(Came::Message(Message::Notification(message))) => {
                     return Err(notified(&message));
                 }
-                Heard::Message(message @ Message::Open(_)) => return Err(unexpected(&message)),
-                Heard::Message(Message::RouteRefresh(asked)) => {
+                Heard::Came(came @ Came::Message(Message::Open(_))) => {
+                    return Err(unexpected(&came));
+                }
+                Heard::Came(Came::Message(Message::RouteRefresh(asked))) => {
                     heard_at = Instant::now();
                     let again = Afi::from_u16(asked.afi_raw);
                     told.retain(|it| Some(wire::family(it)) != again);
                 }
                 // What the router knows of others is nothing to this node.
-                Heard::Message(_) => heard_at = Instant::now(),
+                Heard::Came(_) => heard_at = Instant::now(),
                 Heard::News | Heard::Nothing => {}
             }
             if hold.is_zero() {
@@ -261,14 +260,16 @@ impl Session {
         &mut self,
         deadline: Instant,
         surroundings: &impl Surroundings,
-    ) -> Result<Option<Message>, Ending> {
+    ) -> Result<Option<Came>, Ending> {
         loop {
             if surroundings.stop().is_some() {
                 return Ok(None);
             }
             match self.wait(Some(deadline), surroundings.news())? {
-                Heard::Message(Message::Notification(message)) => return Err(notified(&message)),
-                Heard::Message(message) => return Ok(Some(message)),
+                Heard::Came(Came::Message(Message::Notification(message))) => {
+                    return Err(notified(&message));
+                }
+                Heard::Came(came) => return Ok(Some(came)),
                 // It is read before the routes are told.
                 Heard::News => {
                     surroundings.routes();
@@ -281,8 +282,8 @@ impl Session {
 
     /// Waits for a message, for news or for `until`.
     fn wait(&mut self, until: Option<Instant>, news: BorrowedFd<'_>) -> Result<Heard, Ending> {
-        if let Some(message) = self.take()? {
-            return Ok(Heard::Message(message));
+        if let Some(came) = self.inbox.next()? {
+            return Ok(Heard::Came(came));
         }
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -304,25 +305,13 @@ impl Session {
                 Ok(0) => return Err(Ending::Closed),
                 Ok(count) => {
                     let (came, _) = chunk.split_at(count);
-                    self.inbox.extend_from_slice(came);
+                    self.inbox.push(came);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(self.take()?.map_or(Heard::Nothing, Heard::Message))
-    }
-
-    /// The next message, if all of it has come.
-    fn take(&mut self) -> Result<Option<Message>, DecodeError> {
-        let Some(length) = peek_message_length(&self.inbox, MAX_MESSAGE_LEN)? else {
-            return Ok(None);
-        };
-        if self.inbox.len() < length.into() {
-            return Ok(None);
-        }
-        let mut bytes: Bytes = self.inbox.split_to(length.into()).freeze();
-        decode_message(&mut bytes, MAX_MESSAGE_LEN).map(Some)
+        Ok(self.inbox.next()?.map_or(Heard::Nothing, Heard::Came))
     }
 }
 
@@ -370,10 +359,46 @@ fn notified(message: &rustbgpd_wire::NotificationMessage) -> Ending {
     Ending::Notified(format!("{:?}, {}", message.code, message.subcode))
 }
 
-fn unexpected(message: &Message) -> Ending {
+fn unexpected(came: &Came) -> Ending {
+    let kind = match came {
+        Came::Update => "Update".to_owned(),
+        Came::Message(message) => format!("{:?}", message.message_type()),
+    };
     Ending::Refused {
         what: "message",
-        reason: format!("{:?} was not to be said now", message.message_type()),
+        reason: format!("{kind} was not to be said now"),
         answer: (NotificationCode::FsmError, 0),
+    }
+}
+
+/// For fuzzing: an OPEN is judged.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn fuzz_open(theirs: &OpenMessage) {
+    let peer = PeerConfig {
+        address: Ipv4Addr::LOCALHOST.into(),
+        asn: theirs.four_byte_as(),
+        port: 179,
+        hold_seconds: 90,
+        hops: None,
+        ttl_security: false,
+        password_file: None,
+    };
+    let own = BgpConfig {
+        asn: 64_512,
+        router_id: None,
+        graceful_restart_seconds: 0,
+        peers: Vec::new(),
+    };
+    let sides = Sides {
+        own: &own,
+        router_id: Ipv4Addr::LOCALHOST,
+        next_hops: NextHops { v4: None, v6: None },
+        peer: &peer,
+        restarted: false,
+    };
+    // Refused or not: it is read.
+    let _ = check(theirs, sides);
+    for afi in FAMILIES {
+        let _ = understands(theirs, afi);
     }
 }

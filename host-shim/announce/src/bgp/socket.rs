@@ -42,9 +42,20 @@ pub(crate) fn connect(peer: &PeerConfig, is_internal: bool) -> io::Result<TcpStr
         true => HOPS_INTERNAL,
         false => 1,
     });
+    let ttl = match peer.ttl_security {
+        true => {
+            least_ttl(
+                &socket,
+                peer.address,
+                u8::MAX - (peer.hops.unwrap_or(1).saturating_sub(1)),
+            )?;
+            u8::MAX
+        }
+        false => hops,
+    };
     match peer.address {
-        IpAddr::V4(_) => socket.set_ttl_v4(hops.into())?,
-        IpAddr::V6(_) => socket.set_unicast_hops_v6(hops.into())?,
+        IpAddr::V4(_) => socket.set_ttl_v4(ttl.into())?,
+        IpAddr::V6(_) => socket.set_unicast_hops_v6(ttl.into())?,
     }
     if let Some(path) = &peer.password_file {
         let text = std::fs::read_to_string(path)?;
@@ -53,6 +64,29 @@ pub(crate) fn connect(peer: &PeerConfig, is_internal: bool) -> io::Result<TcpStr
     }
     socket.connect_timeout(&address.into(), PATIENCE)?;
     Ok(socket.into())
+}
+
+/// Has segments that have come with a lower TTL dropped (RFC 5082).
+fn least_ttl(socket: &Socket, address: IpAddr, ttl: u8) -> io::Result<()> {
+    let (level, option) = match address {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MINTTL),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
+    };
+    let ttl = libc::c_int::from(ttl);
+    // SAFETY: the descriptor is open, and the kernel only reads the number.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const ttl).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match outcome {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has every segment to and from `address` signed (RFC 2385).

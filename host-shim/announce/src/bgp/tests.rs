@@ -39,6 +39,7 @@ fn config(port: u16, graceful_restart_seconds: u16) -> BgpConfig {
         port,
         hold_seconds: 90,
         hops: None,
+        ttl_security: false,
         password_file: None,
     };
     BgpConfig {
@@ -50,13 +51,22 @@ fn config(port: u16, graceful_restart_seconds: u16) -> BgpConfig {
 }
 
 fn speaker(graceful_restart_seconds: u16) -> (Speaker, TcpListener) {
+    speaker_with(graceful_restart_seconds, |_| {})
+}
+
+fn speaker_with(
+    graceful_restart_seconds: u16,
+    change: impl Fn(&mut PeerConfig),
+) -> (Speaker, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
+    let mut config = config(port, graceful_restart_seconds);
+    config.peers.iter_mut().for_each(change);
     let next_hops = NextHops {
         v4: Some([192, 0, 2, 1].into()),
         v6: Some("2001:db8::1".parse().unwrap()),
     };
-    let speaker = Speaker::start(config(port, graceful_restart_seconds), next_hops).unwrap();
+    let speaker = Speaker::start(config, next_hops).unwrap();
     (speaker, listener)
 }
 
@@ -199,6 +209,82 @@ fn o18_a_router_that_asks_again_is_told_again() {
     );
     router.say(&Message::RouteRefresh(again));
     router.learn(BTreeSet::new(), &["10.1.0.0/24"]);
+}
+
+#[test]
+fn z02_updates_of_any_content_do_not_end_the_session() {
+    let (speaker, listener) = speaker(0);
+    speaker.announce(routes(["10.1.0.0/24"]));
+    let mut router = Router::established(&listener);
+    router.learn(BTreeSet::new(), &["10.1.0.0/24"]);
+    let mut seed = 1u64;
+    let mut random = || {
+        seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (seed >> 33) as u8
+    };
+    for _ in 0..20_000 {
+        let body: Vec<u8> = (0..random()).map(|_| random()).collect();
+        let length = u16::try_from(19 + body.len()).unwrap();
+        let message = [&[0xff; 16][..], &length.to_be_bytes(), &[2], &body].concat();
+        router.stream.write_all(&message).unwrap();
+    }
+    // Read to the end, and still a session.
+    speaker.announce(routes(["10.2.0.0/24"]));
+    router.learn(BTreeSet::from(["10.1.0.0/24".into()]), &["10.2.0.0/24"]);
+    let report = &speaker.report()[0];
+    assert!(report.established && report.sessions == 1, "{report:?}");
+}
+
+/// The fuzz target's body, from its seeds, without its engine.
+#[test]
+fn z02_what_a_router_sends_never_ends_the_daemon() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fuzz/seeds/bgp");
+    let seeds = std::fs::read_dir(seeds).unwrap();
+    let seeds = seeds.map(|it| std::fs::read(it.unwrap().path()).unwrap());
+    let mut state = 7u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (state >> 33) as usize % below
+    };
+    for seed in seeds {
+        super::fuzz_router(&seed);
+        for _ in 0..20_000 {
+            let mut bytes = seed.clone();
+            for _ in 0..=random(4) {
+                // Markers are known, and a wrong one is found at once.
+                let at = 16 + random(bytes.len() - 16);
+                bytes[at] = random(256) as u8;
+            }
+            bytes.truncate(19 + random(bytes.len()));
+            super::fuzz_router(&bytes);
+        }
+    }
+}
+
+#[test]
+fn o18_with_ttl_security_only_a_router_on_the_link_has_a_session() {
+    for (ttl_security, hops, ttl, is_heard) in [
+        (true, None, 255, true),
+        (true, None, 254, false),
+        (true, None, 1, false),
+        (true, Some(3), 253, true),
+        (true, Some(3), 252, false),
+        (false, None, 1, true),
+    ] {
+        let (speaker, listener) = speaker_with(0, |peer| {
+            (peer.ttl_security, peer.hops) = (ttl_security, hops);
+        });
+        listener.set_ttl(ttl).unwrap();
+        speaker.announce(routes(["10.1.0.0/24"]));
+        if is_heard {
+            let mut router = Router::established(&listener);
+            router.learn(BTreeSet::new(), &["10.1.0.0/24"]);
+        } else {
+            let what = format!("TTL {ttl}, hops {hops:?}: refused");
+            until(&what, || speaker.report()[0].problem.is_some());
+            assert!(!speaker.report()[0].established, "{what}");
+        }
+    }
 }
 
 #[test]
