@@ -2,11 +2,13 @@
 //! `externalTrafficPolicy: Local` ask each node there. And on the node's own port whether it takes traffic at all (row S-20), for those
 //! of `Cluster`: `/healthz` not while the node is about to be removed, `/livez` whatever becomes of it.
 //!
-//! One thread, which nobody can hold up: connections are few, requests are short, and both have a deadline.
+//! One thread, which nobody can hold up: connections are few, requests are short, and both have a deadline. Where connections
+//! run out a new one takes the place of the oldest of the source that has the most: strangers who
+//! connect and ask nothing cost each other their places and load balancers none.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,8 +17,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sluice_model::object::Name;
 
-/// Connections at once; more wait in the kernel.
+/// Connections at once.
 const CONNECTIONS: usize = 64;
+/// Connections taken from a port before those that are there are looked at again.
+const ACCEPTED: usize = 16;
 const REQUEST_MAX: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two attempts at a port that another program has.
@@ -117,9 +121,51 @@ impl Drop for Health {
 /// Somebody who asks.
 struct Connection {
     stream: TcpStream,
+    source: Source,
     port: u16,
     request: Vec<u8>,
     until: Instant,
+}
+
+/// Who counts as one: an IPv4 address, or the range that one IPv6 host may have to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    V4(Ipv4Addr),
+    V6([u16; 4]),
+}
+
+impl Source {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self::V4(v4),
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, ..] = v6.segments();
+                Self::V6([a, b, c, d])
+            }
+        }
+    }
+}
+
+/// Which connection ends for a new one: of the source that has the most, on the port that has the most of them, the oldest.
+fn least_deserving(connections: &[Connection]) -> Option<usize> {
+    let mut by_source = BTreeMap::<Source, usize>::new();
+    let mut by_port = BTreeMap::<(Source, u16), usize>::new();
+    for it in connections {
+        *by_source.entry(it.source).or_default() += 1;
+        *by_port.entry((it.source, it.port)).or_default() += 1;
+    }
+    let has = |it: &Connection| {
+        let of_source = by_source.get(&it.source).copied().unwrap_or_default();
+        let of_port = by_port.get(&(it.source, it.port)).copied();
+        (of_source, of_port.unwrap_or_default())
+    };
+    // They are in order of age, and of equals the last found is the greatest.
+    let oldest = connections
+        .iter()
+        .enumerate()
+        .rev()
+        .max_by_key(|(_, it)| has(it));
+    oldest.map(|(index, _)| index)
 }
 
 struct Server {
@@ -146,7 +192,7 @@ impl Server {
                 return;
             }
             let _ = self.shared.wake.read(); // not an event of ours is no error
-            self.accept();
+            self.accept(&checks);
             let now = Instant::now();
             let is_healthy = &self.is_healthy;
             self.connections
@@ -181,9 +227,7 @@ impl Server {
     fn wait(&self) -> bool {
         let read = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds: Vec<PollFd<'_>> = vec![read(self.shared.wake.as_fd())];
-        if self.connections.len() < CONNECTIONS {
-            fds.extend(self.listeners.values().map(|it| read(it.as_fd())));
-        }
+        fds.extend(self.listeners.values().map(|it| read(it.as_fd())));
         fds.extend(self.connections.iter().map(|it| read(it.fd())));
         let deadline = (self.connections.iter().map(|it| it.until))
             .chain(self.refused.values().map(|at| *at + AGAIN))
@@ -201,20 +245,33 @@ impl Server {
         }
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, checks: &Checks) {
         for (port, listener) in &self.listeners {
-            while self.connections.len() < CONNECTIONS {
-                let Ok((stream, _)) = listener.accept() else {
+            for _ in 0..ACCEPTED {
+                let Ok((stream, from)) = listener.accept() else {
                     break;
                 };
-                if stream.set_nonblocking(true).is_ok() {
-                    self.connections.push(Connection {
-                        stream,
-                        port: *port,
-                        request: Vec::new(),
-                        until: Instant::now() + PATIENCE,
-                    });
+                if stream.set_nonblocking(true).is_err() {
+                    continue;
                 }
+                let now = Instant::now();
+                let mut connection = Connection {
+                    stream,
+                    source: Source::of(from.ip()),
+                    port: *port,
+                    request: Vec::new(),
+                    until: now + PATIENCE,
+                };
+                // Most requests are there already, and need no place.
+                if !connection.goes_on(checks, &self.is_healthy, now) {
+                    continue;
+                }
+                if self.connections.len() >= CONNECTIONS
+                    && let Some(index) = least_deserving(&self.connections)
+                {
+                    self.connections.remove(index);
+                }
+                self.connections.push(connection);
             }
         }
     }
@@ -378,16 +435,58 @@ mod tests {
                 .unwrap()
                 .contains("405")
         );
-        // Those who ask for nothing hold nobody up, and one who says too much is sent away.
-        let idle: Vec<_> = (0..CONNECTIONS * 2)
-            .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
-            .collect();
-        until_asked(port, has(&["503 "]));
+        // One who says too much is sent away.
         let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(2 * REQUEST_MAX));
         assert!(!ask(port, &long).is_ok_and(|it| it.contains("HTTP")));
-        drop(idle);
         health.serve([], false);
         until_asked(port, |it| it.is_err());
+    }
+
+    /// Connections that ask for nothing, from this address.
+    fn idle_from(address: &str, port: u16, count: usize) -> Vec<socket2::Socket> {
+        let from = SocketAddr::new(address.parse().unwrap(), 0);
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let connect = |_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+            let socket = socket.unwrap();
+            socket.bind(&from.into()).unwrap();
+            socket.connect(&to.into()).unwrap();
+            socket
+        };
+        (0..count).map(connect).collect()
+    }
+
+    #[test]
+    fn s19_who_connects_and_asks_nothing_keeps_nobody_from_an_answer() {
+        let health = Health::start(0, || true).unwrap();
+        let port = free_port();
+        health.serve([(port, Name::new("shop", "web"), 1)], false);
+        until_asked(port, |it| it.is_ok_and(|it| it.contains("200 OK")));
+        // A load balancer's connection, which is about to ask, and strangers who come again and again.
+        let mut balancer = idle_from("127.0.0.9", port, 1).remove(0);
+        let mut idle = Vec::new();
+        for round in 0..4 {
+            idle.extend(idle_from("127.0.0.2", port, CONNECTIONS));
+            idle.extend(idle_from("127.0.0.3", port, 8));
+            let begin = Instant::now();
+            let answer = ask(port, "GET / HTTP/1.1\r\n\r\n").unwrap();
+            assert!(answer.contains("200 OK"), "{answer}");
+            let took = begin.elapsed();
+            assert!(took < Duration::from_secs(1), "round {round}: {took:?}");
+        }
+        balancer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        balancer.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("200 OK"), "{answer}");
+    }
+
+    #[test]
+    fn an_ipv6_host_is_one_source_whatever_addresses_it_takes() {
+        let of = |text: &str| Source::of(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 
     #[test]
