@@ -7,7 +7,7 @@
 //! boot     image, start info and command line into RAM        bus      address -> device, with an effect
 //! vcpu     the one loop around KVM_RUN                        park     how a vCPU sleeps, and the watchdog
 //! report   the guest's log port and exit port                 exit     how a VM ended, as a status and a line
-//! lines    standard error that can neither block nor kill
+//! lines    standard error that can neither block nor kill        log_file nor fill the node's memory
 //! event    eventfds and the thread that serves the console    socket   non-blocking connect
 //! virtio   transport registers, trunk (vhost-user), control   kvm      can this host do it at all
 //! vm       create, wire, start                                run      watch and stop
@@ -25,6 +25,7 @@ pub mod event;
 pub mod exit;
 pub mod kvm;
 pub mod lines;
+pub mod log_file;
 pub mod memory;
 pub mod park;
 pub mod report;

@@ -9,6 +9,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::DumpableBehavior;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::set_dumpable_behavior;
+use rustix::process::setrlimit;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::low_level::pipe;
@@ -20,6 +25,7 @@ use sluice_vmm::exit::Ending;
 use sluice_vmm::exit::STATUS_START_FAILED;
 use sluice_vmm::exit::STATUS_USAGE;
 use sluice_vmm::lines::Lines;
+use sluice_vmm::log_file::LogFile;
 use sluice_vmm::vm::StartError;
 use sluice_vmm::vm::Vm;
 use tracing_subscriber::filter::LevelFilter;
@@ -35,7 +41,8 @@ fn main() -> ExitCode {
             return ExitCode::from(STATUS_USAGE);
         }
     };
-    let status = Lines::start(io::stderr()).map_or(STATUS_START_FAILED, |lines| {
+    let lines = LogFile::new(io::stderr()).and_then(Lines::start);
+    let status = lines.map_or(STATUS_START_FAILED, |lines| {
         start_log(&config, &lines);
         let (status, line) = match run(&config, &lines) {
             Ok((ending, uptime)) => (ending.status(), ending.line(uptime)),
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
 fn run(config: &Config, lines: &Lines) -> Result<(Ending, Duration), StartError> {
     // Nothing this process starts or becomes may gain privileges.
     rustix::thread::set_no_new_privs(true).map_err(io::Error::from)?;
+    keep_memory_private()?;
     // Until here a signal ends the process as it always does; waiting for the trunk is part of that.
     let vm = Vm::create(config, lines)?;
     let stop = stop_request()?;
@@ -70,6 +78,16 @@ fn run(config: &Config, lines: &Lines) -> Result<(Ending, Duration), StartError>
         let _ = lines.send(timings.line());
     }
     Ok(running.wait(&stop))
+}
+
+/// No core dump, and no debugger without the right to debug any process: the guest's memory holds what pods say.
+fn keep_memory_private() -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    Ok(setrlimit(Resource::Core, none)?)
 }
 
 /// Readable after SIGTERM or SIGINT.

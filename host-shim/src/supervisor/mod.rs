@@ -31,6 +31,8 @@ const ADOPTION: [Duration; 2] = [Duration::from_millis(300), Duration::from_mill
 const GROWN_UP: Duration = Duration::from_secs(10);
 /// The second and the longest pause before a restart.
 const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// Between two looks at the log of a VMM that does not keep it short itself.
+const LOG_WATCH: u16 = 250;
 /// How long a VMM may take to end in order.
 const ENDING: Duration = Duration::from_secs(2);
 
@@ -133,6 +135,7 @@ impl Supervisor {
             log,
             record,
             patience,
+            watches_log: kind == Kind::Tcg,
         };
         let run = move || keeper.run();
         let thread = std::thread::Builder::new()
@@ -187,6 +190,8 @@ struct Keeper {
     log: PathBuf,
     record: PathBuf,
     patience: Duration,
+    /// The VMM writes to its log what its guest likes (QEMU); else it keeps it short itself.
+    watches_log: bool,
 }
 
 impl Keeper {
@@ -283,9 +288,18 @@ impl Keeper {
                 PollFd::new(process.ended(), PollFlags::POLLIN),
                 PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
             ];
-            let ready = poll(&mut fds, PollTimeout::NONE);
+            let timeout = match self.watches_log {
+                true => LOG_WATCH.into(),
+                false => PollTimeout::NONE,
+            };
+            let ready = poll(&mut fds, timeout);
             if ready.is_ok() && fds[0].any() == Some(true) {
                 return true;
+            }
+            if self.watches_log
+                && let Err(error) = process::shorten(&self.log)
+            {
+                tracing::debug!(%error, "the VMM's log cannot be kept short");
             }
         }
     }
@@ -370,6 +384,7 @@ mod tests {
                 log: self.dir.join("vmm.log"),
                 record: self.dir.join("vmm.json"),
                 patience: Duration::from_millis(300),
+                watches_log: true,
             };
             (keeper, shared)
         }
@@ -422,6 +437,28 @@ mod tests {
         supervisor.stop(true);
         assert!(!is_alive(status.pid.unwrap()));
         assert!(!lab.dir.join("vmm.json").exists() && !lab.dir.join("vmm.log").exists());
+    }
+
+    #[test]
+    fn the_log_of_a_vmm_that_writes_for_ever_stays_short() {
+        // Some megabytes in all, and then its last line.
+        let script = "i=0; while [ $i -lt 200 ]; do head -c 20000 /dev/zero | tr '\\0' x; echo; \
+                      i=$((i+1)); sleep 0.01; done; echo last; exec sleep 1000";
+        let lab = Lab::new("log", script);
+        let supervisor = lab.supervisor();
+        let log = lab.dir.join("vmm.log");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut largest = 0;
+        while !fs::read_to_string(&log).is_ok_and(|text| text.ends_with("last\n")) {
+            largest = largest.max(fs::metadata(&log).map_or(0, |it| it.len()));
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // What comes between two looks is on top.
+        assert!(largest < 3 << 20, "{largest}");
+        std::thread::sleep(Duration::from_millis(2 * u64::from(LOG_WATCH)));
+        assert!(fs::metadata(&log).unwrap().len() <= 512 << 10);
+        supervisor.stop(true);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,6 +12,10 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+/// A log that is longer is shortened to its last part. With that of the VMM before it stays below a mebibyte.
+const LOG_CAP: u64 = 384 << 10;
+const LOG_KEPT: u64 = 128 << 10;
 
 /// What is written down of a VMM, so that the next daemon knows it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +57,13 @@ impl Process {
         if log.exists() {
             fs::rename(log, log.with_extension("log.1"))?;
         }
-        let output = OpenOptions::new().create(true).append(true).open(log)?;
+        // `sluice-vmm` keeps a file small that it may read as well.
+        let output = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(log)?;
         let child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -176,6 +187,21 @@ fn telling_line(log: &Path) -> String {
         .or_else(|| lines().next())
         .unwrap_or("it said nothing");
     line.chars().take(500).collect()
+}
+
+/// Keeps the last part of a log that has become too long, for a VMM that does not do so itself. What it writes in between
+/// may be lost.
+///
+/// # Errors
+/// As the file system says.
+pub(super) fn shorten(log: &Path) -> io::Result<()> {
+    if fs::metadata(log)?.len() <= LOG_CAP {
+        return Ok(());
+    }
+    let kept = tail(log, LOG_KEPT)?;
+    let mut file = OpenOptions::new().append(true).open(log)?;
+    file.set_len(0)?;
+    file.write_all(kept.as_bytes())
 }
 
 fn tail(path: &Path, most: u64) -> io::Result<String> {
