@@ -58,6 +58,7 @@ pub fn fd(event: &EventFd) -> BorrowedFd<'_> {
 /// The thread that serves in-process devices; stops and is joined when dropped.
 pub struct EventThread {
     stop: Arc<EventFd>,
+    failed: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -75,6 +76,8 @@ impl EventThread {
     pub fn start(subscribers: Vec<Subscriber>) -> io::Result<EventThread> {
         let stop = Arc::new(eventfd()?);
         let stopped = Arc::new(AtomicBool::new(false));
+        let failed = Arc::new(eventfd()?);
+        let failure = Arc::clone(&failed);
         let mut manager = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
         let watch = StopWatch {
             event: Arc::clone(&stop),
@@ -86,18 +89,34 @@ impl EventThread {
         }
         let thread = thread::Builder::new()
             .name("devices".into())
-            .spawn(move || {
-                while !stopped.load(Ordering::Acquire) {
-                    if let Err(error) = manager.run() {
-                        tracing::error!(%error, "device events are no longer served");
-                        return;
-                    }
-                }
-            })?;
+            .spawn(move || serve(&stopped, &failure, || manager.run()))?;
         Ok(EventThread {
             stop,
+            failed,
             thread: Some(thread),
         })
+    }
+}
+
+impl EventThread {
+    /// Readable when devices are no longer served: the machine is then of no use.
+    #[must_use]
+    pub fn failed(&self) -> &EventFd {
+        &self.failed
+    }
+}
+
+fn serve<T, E: fmt::Display>(
+    stopped: &AtomicBool,
+    failed: &EventFd,
+    mut run: impl FnMut() -> Result<T, E>,
+) {
+    while !stopped.load(Ordering::Acquire) {
+        if let Err(error) = run() {
+            tracing::error!(%error, "device events are no longer served");
+            signal(failed);
+            return;
+        }
     }
 }
 
@@ -141,6 +160,21 @@ mod tests {
         signal(&event);
         assert!(drain(&event));
         assert!(!drain(&event));
+    }
+
+    #[test]
+    fn an_error_of_the_event_loop_is_signalled_and_a_stop_is_not() {
+        let (stopped, failed) = (AtomicBool::new(false), eventfd().unwrap());
+        let mut rounds = 0;
+        serve(&stopped, &failed, || {
+            rounds += 1;
+            stopped.store(rounds == 3, Ordering::Release);
+            Ok::<_, String>(())
+        });
+        assert!(rounds == 3 && !drain(&failed));
+        stopped.store(false, Ordering::Release);
+        serve(&stopped, &failed, || Err::<(), _>("epoll"));
+        assert!(drain(&failed));
     }
 
     #[test]

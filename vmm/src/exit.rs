@@ -43,6 +43,8 @@ pub enum Failure {
     UnexpectedExit(String),
     #[error("KVM_RUN failed: {0}")]
     RunFailed(String),
+    #[error("device events are no longer served")]
+    DevicesUnserved,
 }
 
 /// The registers that tell where a guest died.

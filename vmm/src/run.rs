@@ -24,6 +24,7 @@ use vmm_sys_util::signal::register_signal_handler;
 use crate::event;
 use crate::event::EventThread;
 use crate::exit::Ending;
+use crate::exit::Failure;
 use crate::memory::GuestRam;
 use crate::park::Pulse;
 use crate::park::Watchdog;
@@ -56,7 +57,7 @@ pub struct Running {
     stop: Stop,
     watchdog: Option<Watchdog>,
     begin: Instant,
-    _kept: Kept,
+    kept: Kept,
 }
 
 impl Running {
@@ -87,7 +88,7 @@ impl Running {
             stop,
             watchdog: watchdog.map(Watchdog::new),
             begin,
-            _kept: kept,
+            kept,
         })
     }
 
@@ -117,15 +118,22 @@ impl Running {
             let mut fds = [
                 PollFd::from_borrowed_fd(event::fd(&self.done), PollFlags::IN),
                 PollFd::from_borrowed_fd(stop_request.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(event::fd(self.kept.devices.failed()), PollFlags::IN),
             ];
             // An interrupted poll is as good as an early tick.
             let _ = poll(&mut fds, period.as_ref());
-            let [done, stop] = fds.map(|fd| !fd.revents().is_empty());
+            let [done, stop, unserved] = fds.map(|fd| !fd.revents().is_empty());
             if done {
                 return None;
             }
             if stop {
                 return Some(Ending::Stopped);
+            }
+            if unserved {
+                return Some(Ending::Failed {
+                    cause: Failure::DevicesUnserved,
+                    registers: None,
+                });
             }
             let now = Instant::now();
             if let Some(watchdog) = &mut self.watchdog
