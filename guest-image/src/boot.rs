@@ -2,6 +2,8 @@
 
 /// Most transports a machine may announce (QEMU microvm has 24).
 pub const MAX_TRANSPORTS: usize = 32;
+/// Octets of randomness that a VMM gives.
+pub const SEED: usize = 32;
 /// A transport's register window.
 const TRANSPORT_SIZE: u64 = 512;
 
@@ -24,6 +26,7 @@ pub struct Options {
     transport_count: usize,
     pub park: Option<u64>,
     pub tsc_khz: Option<u64>,
+    pub seed: Option<[u8; SEED]>,
     pub selftest: bool,
     pub breaking: Option<Breaking>,
     /// Tokens that mean nothing here, and those whose value does not hold.
@@ -65,6 +68,7 @@ impl Options {
                 let khz = number(value).filter(|k| (10_000..=100_000_000).contains(k))?;
                 self.tsc_khz = Some(khz);
             }
+            "sluice.seed" => self.seed = Some(octets(value)?),
             "sluice.break" => {
                 self.breaking = Some(match value {
                     "fault" => Breaking::Fault,
@@ -111,6 +115,20 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
+/// Two hexadecimal digits each, and no fewer or more.
+fn octets(text: &str) -> Option<[u8; SEED]> {
+    let (digits, rest) = text.as_bytes().as_chunks::<2>();
+    if digits.len() != SEED || !rest.is_empty() {
+        return None;
+    }
+    let mut octets = [0; SEED];
+    for (octet, [high, low]) in octets.iter_mut().zip(digits) {
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        *octet = u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()?;
+    }
+    Some(octets)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +153,9 @@ mod tests {
             (Some(0xd000_1000), Some(2_400_000))
         );
         assert_eq!(options.unknown, 0);
+        let options = parse(&std::format!("sluice.seed={}", "0fA9".repeat(SEED / 2)));
+        assert_eq!(options.seed.unwrap()[..4], [0x0f, 0xa9, 0x0f, 0xa9]);
+        assert_eq!(options.unknown, 0);
     }
 
     #[test]
@@ -147,6 +168,8 @@ mod tests {
             "sluice.park=0x1000",
             "sluice.park=0xfe000010",
             "sluice.break=glass",
+            "sluice.seed=00",
+            "sluice.seed=zz",
             "sluice.tsc_khz=0",
             "sluice.tsc_khz=99999999999999999999",
             "console=ttyS0",

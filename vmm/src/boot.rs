@@ -21,6 +21,8 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::hvm_memmap_table_entry;
 use linux_loader::loader::elf::start_info::hvm_start_info;
 use linux_loader::loader::load_cmdline;
+use rustix::rand::GetRandomFlags;
+use rustix::rand::getrandom;
 use vm_memory::GuestAddress;
 
 use crate::memory::COMMAND_LINE;
@@ -32,6 +34,8 @@ use crate::memory::START_INFO;
 
 /// "xEn3" with the top bit set: Xen's `hvm/start_info.h`.
 const START_INFO_MAGIC: u32 = 0x336e_c578;
+/// Octets of randomness for the guest.
+const SEED: usize = 32;
 const START_INFO_VERSION: u32 = 1;
 /// Type 1 of an E820 entry.
 const MEMORY_TYPE_RAM: u32 = 1;
@@ -77,6 +81,8 @@ pub enum BootError {
     },
     #[error("the command line token {token:?} is bad: {reason}")]
     CommandLine { token: String, reason: String },
+    #[error("the kernel gives no random numbers for the guest's seed")]
+    Random { source: io::Error },
     #[error("cannot write the boot parameters")]
     Parameters {
         source: linux_loader::configurator::Error,
@@ -266,6 +272,26 @@ impl CommandLine {
             .map_err(|error| bad_token(token, &error))
     }
 
+    /// Appends randomness of the host for the guest: not every processor has a generator that can be trusted, and
+    /// secrets of the guest's tables depend on it.
+    ///
+    /// # Errors
+    /// The kernel has none, or the line is full.
+    pub fn push_seed(&mut self) -> Result<(), BootError> {
+        let mut seed = [0_u8; SEED];
+        let random = |source: rustix::io::Errno| BootError::Random {
+            source: source.into(),
+        };
+        let taken = getrandom(&mut seed, GetRandomFlags::empty()).map_err(random)?;
+        if taken != SEED {
+            return Err(random(rustix::io::Errno::IO));
+        }
+        let digits: String = seed.iter().map(|octet| format!("{octet:02x}")).collect();
+        // A token with a secret in it is not shown.
+        self.push(&format!("sluice.seed={digits}"))
+            .map_err(|_| bad_token("sluice.seed=…", &linux_loader::cmdline::Error::TooLarge))
+    }
+
     /// The whole line.
     ///
     /// # Errors
@@ -288,11 +314,10 @@ fn bad_token(token: &str, error: &linux_loader::cmdline::Error) -> BootError {
 /// # Errors
 /// RAM is smaller than the boot area.
 pub fn write_parameters(ram: &GuestRam, command_line: &CommandLine) -> Result<(), BootError> {
-    let text = command_line.text()?;
     load_cmdline(ram.memory(), GuestAddress(COMMAND_LINE), &command_line.0).map_err(|error| {
         BootError::CommandLine {
-            token: text,
-            reason: format!("it cannot be written: {error}"),
+            token: "…".into(),
+            reason: format!("the line cannot be written: {error}"),
         }
     })?;
     let start_info = hvm_start_info {
@@ -313,4 +338,24 @@ pub fn write_parameters(ram: &GuestRam, command_line: &CommandLine) -> Result<()
     parameters.set_sections(&map, GuestAddress(MEMORY_MAP));
     PvhBootConfigurator::write_bootparams(&parameters, ram.memory())
         .map_err(|source| BootError::Parameters { source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_machine_gets_its_own_seed_of_32_octets() {
+        let seeded = || {
+            let mut line = CommandLine::new().unwrap();
+            line.push("a=1").unwrap();
+            line.push_seed().unwrap();
+            line.text().unwrap()
+        };
+        let (one, other) = (seeded(), seeded());
+        let digits = one.strip_prefix("a=1 sluice.seed=").unwrap();
+        assert_eq!(digits.len(), 64);
+        assert!(digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_ne!(one, other);
+    }
 }

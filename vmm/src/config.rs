@@ -26,7 +26,12 @@ const DEFAULT_WATCHDOG_MS: u64 = 2000;
 const DEFAULT_CONNECT_TIMEOUT: Span = Span(Duration::from_secs(10));
 const DEFAULT_KVM: &str = "/dev/kvm";
 /// Tokens that describe the machine; only the VMM knows them.
-const OWN_TOKENS: [&str; 3] = ["virtio_mmio.device=", "sluice.park=", "sluice.tsc_khz="];
+const OWN_TOKENS: [&str; 4] = [
+    "virtio_mmio.device=",
+    "sluice.park=",
+    "sluice.seed=",
+    "sluice.tsc_khz=",
+];
 
 const AFTER_HELP: &str = "\
 Exit status:

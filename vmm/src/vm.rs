@@ -160,13 +160,14 @@ impl Vm {
         for token in &config.cmdline {
             board.command_line.push(token)?;
         }
-        boot::write_parameters(&ram, &board.command_line)?;
-        core.enter_at(entry)?;
         tracing::debug!(
             cmdline = board.command_line.text()?,
             entry = entry.address,
             "wired"
         );
+        board.command_line.push_seed()?;
+        boot::write_parameters(&ram, &board.command_line)?;
+        core.enter_at(entry)?;
 
         let ports = report_ports(lines)?;
         let Board {

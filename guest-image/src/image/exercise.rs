@@ -75,7 +75,7 @@ fn use_next(areas: Areas, size: u16, n: u16, written: u32) {
 pub(crate) fn tables_answer_for_the_gateway(memory: Memory) -> bool {
     let mut arena = Arena::new(memory.rest());
     let capacity = Capacity::fitting(arena.left());
-    let Ok(mut pipeline) = Pipeline::new(&mut arena, capacity, entropy::seed()) else {
+    let Ok(mut pipeline) = Pipeline::new(&mut arena, capacity, entropy::seed(None)) else {
         return false;
     };
     let (Some(pod), Some(stranger)) = (LinkId::new(16), LinkId::new(17)) else {

@@ -15,7 +15,7 @@ use sluice_appliance::{Arena, Capacity, OutOfMemory, Pipeline};
 use sluice_firmware::layout;
 use sluice_firmware::pvh::StartInfo;
 use sluice_firmware::ring0::exit_code;
-use sluice_guest::boot::Options;
+use sluice_guest::boot::{Options, SEED};
 use sluice_guest::console::{self, Console};
 use sluice_guest::control::Control;
 use sluice_guest::features;
@@ -64,6 +64,7 @@ extern "C" fn ring_3(start_info: u64, tsc_at_entry: u64, tsc_at_ring_3: u64) -> 
             .flag("trunk", machine.trunk.is_some())
             .flag("control", machine.control.is_some())
             .flag("park", options.park.is_some())
+            .flag("seed", options.seed.is_some())
             .number("unknown_tokens", options.unknown)
             .finish(),
     );
@@ -80,7 +81,7 @@ extern "C" fn ring_3(start_info: u64, tsc_at_entry: u64, tsc_at_ring_3: u64) -> 
         image: image_id(),
         ram_mib: (ram_end >> 20) as u32,
     };
-    match appliance(machine, memory, facts) {
+    match appliance(machine, memory, facts, options.seed.as_ref()) {
         Ok(mut appliance) => appliance.run(),
         Err(why) => platform::refuse(&why),
     }
@@ -92,6 +93,7 @@ fn appliance(
     mut machine: MicroVm,
     mut memory: Memory,
     facts: Facts,
+    seed: Option<&[u8; SEED]>,
 ) -> Result<Loop<'static, MicroVm>, OutOfMemory> {
     let trunk = machine.trunk.as_mut().and_then(|transport| {
         bring_up(
@@ -130,7 +132,7 @@ fn appliance(
     let control = control.map(|console| Control::new(console, facts));
     let mut arena = Arena::new(memory.rest());
     let capacity = Capacity::fitting(arena.left());
-    let pipeline = Pipeline::new(&mut arena, capacity, entropy::seed())?;
+    let pipeline = Pipeline::new(&mut arena, capacity, entropy::seed(seed))?;
     Ok(Loop::new(machine, trunk, control, pipeline))
 }
 
