@@ -406,10 +406,12 @@ impl State {
                 self.status.lines_dropped += 1;
             }
             Event::Log { level, text } => {
+                let text = presentable(&text);
                 tracing::info!(?level, guest = %text, "appliance");
                 self.note(format!("{level:?}: {text}"));
             }
             Event::Fault { text } => {
+                let text = presentable(&text);
                 tracing::error!(guest = %text, "appliance is about to end");
                 self.note(format!("fault: {text}"));
             }
@@ -495,6 +497,11 @@ impl State {
         self.in_force_at = None;
         self.forwards = false;
     }
+}
+
+/// What a guest says, as it may reach a terminal: without characters that drive one.
+fn presentable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// A number that differs between lives of the daemon.

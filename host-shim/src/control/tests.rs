@@ -474,6 +474,16 @@ fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
 }
 
 #[test]
+fn what_a_guest_says_drives_no_terminal() {
+    let mut state = super::State::default();
+    let text = "\u{1b}]0;owned\u{7}\u{1b}[2Jgone\n\u{9b}31m".to_owned();
+    state.learn(Event::Fault { text });
+    let note = &state.status.notes[0];
+    assert!(note.contains("gone"), "{note:?}");
+    assert!(!note.chars().any(char::is_control), "{note:?}");
+}
+
+#[test]
 fn guest_that_talks_too_much_is_counted_and_not_logged() {
     let mut state = super::State::default();
     for _ in 0..1000 {
