@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use sluice_contract::{LinkId, Mac};
+use sluice_host::wiring::netns::Netns;
 use sluice_host::wiring::testing::{Namespace, namespaces};
 use sluice_host::wiring::{LinkSpec, Mode};
 use sluice_trunk::features::Offloads;
@@ -26,6 +27,7 @@ fn spec(pod: &Namespace, id: u16, mode: Mode) -> LinkSpec {
     LinkSpec {
         id,
         netns: pod.path.clone(),
+        netns_id: None,
         interface: "eth0".into(),
         addresses: vec![
             format!("10.77.0.{last}").parse().unwrap(),
@@ -285,6 +287,41 @@ fn c15_failure_at_any_step_leaves_nothing_and_touches_nothing() {
             (host.interfaces(), a.interfaces()),
             (alone.clone(), alone.clone())
         );
+    }
+}
+
+#[test]
+fn a_path_that_leads_to_another_namespace_is_not_the_pods() {
+    for mode in [Mode::Veth, Mode::Tap] {
+        let Some([host, a, b]) = namespaces() else {
+            return;
+        };
+        let identity = |pod: &Namespace| Netns::open(&pod.path).unwrap().identity().unwrap();
+        assert_ne!(identity(&a), identity(&b));
+        assert_eq!(identity(&a), identity(&a));
+        let mut link = spec(&a, 16, mode);
+        link.netns_id = Some(identity(&a));
+        drop(host.run(|| link.create().map_err(io::Error::other)));
+        // Another pod of the node, and the path that was the first one's now leads there.
+        let other = spec(&b, 17, mode);
+        drop(host.run(|| other.create().map_err(io::Error::other)));
+        let moved = LinkSpec {
+            netns: b.path.clone(),
+            ..link.clone()
+        };
+        let error = host.run(|| Ok(moved.attach().unwrap_err()));
+        assert_eq!(error.source.kind(), io::ErrorKind::NotFound, "{error}");
+        host.run(|| moved.remove().map_err(io::Error::other));
+        assert!(b.interfaces().contains("eth0"), "the other pod's is left");
+        host.run(|| {
+            link.attach().map(drop).or_else(|error| match mode {
+                // Its pair went with the host's end.
+                Mode::Veth => Ok(()),
+                Mode::Tap => Err(io::Error::other(error)),
+            })
+        });
+        host.run(|| link.remove().map_err(io::Error::other));
+        host.run(|| other.remove().map_err(io::Error::other));
     }
 }
 

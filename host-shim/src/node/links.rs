@@ -19,6 +19,7 @@ use super::{bandwidth, ports};
 use crate::cluster::pod_name;
 use crate::config::{PodConfig, parse_mac};
 use crate::files;
+use crate::wiring::netns::{Netns, NetnsId};
 use crate::wiring::{LinkSpec, Mode};
 use sluice_trunk::links::LinkCounters;
 
@@ -34,6 +35,9 @@ pub struct SavedLink {
     pub wiring: Mode,
     pub mac: Mac,
     pub mtu: u16,
+    /// The pod's network namespace; an earlier version did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_id: Option<NetnsId>,
 }
 
 impl SavedLink {
@@ -42,6 +46,7 @@ impl SavedLink {
         LinkSpec {
             id: self.id,
             netns: self.pod.netns.clone(),
+            netns_id: self.netns_id,
             interface: self.pod.interface.clone(),
             addresses: self.pod.addresses.clone(),
             mac: self.mac,
@@ -187,6 +192,8 @@ impl LinkTable {
         let mut ids = (LinkId::FIRST_POD..=LinkId::LAST).filter_map(LinkId::new);
         let id = ids.find(free).ok_or(LinkError::NoId)?;
         self.incarnation = self.incarnation.wrapping_add(1);
+        // One that is not there is told when the link is made.
+        let netns = Netns::open(&pod.netns).and_then(|netns| netns.identity());
         let saved = SavedLink {
             id,
             incarnation: self.incarnation,
@@ -198,6 +205,7 @@ impl LinkTable {
                 .and_then(parse_mac)
                 .unwrap_or(Mac::of_pod(id)),
             mtu: pod.mtu.unwrap_or(defaults.1),
+            netns_id: netns.ok(),
             pod,
         };
         self.keep(saved)

@@ -25,7 +25,7 @@ use sluice_contract::{LinkId, Mac};
 use sluice_trunk::tap;
 
 use self::netlink::{Change, Netlink};
-use self::netns::{Netns, is_out_of_means, set_sysctl};
+use self::netns::{Netns, NetnsId, is_out_of_means, set_sysctl};
 
 /// How the pod's `eth0` reaches the tap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ pub struct LinkSpec {
     pub id: LinkId,
     /// Path of the pod's network namespace.
     pub netns: PathBuf,
+    /// Which one that is; `None`: whichever is there.
+    pub netns_id: Option<NetnsId>,
     /// Name of the interface in the pod.
     pub interface: String,
     pub addresses: Vec<IpAddr>,
@@ -140,7 +142,7 @@ impl LinkSpec {
     /// The step that failed: something of the link may be left, to be removed by another call.
     pub fn remove(&self) -> Result<(), WiringError> {
         let mut host = Netlink::open().map_err(self.failed("open netlink"))?;
-        let pod = || Netns::open(&self.netns)?.run(Netlink::open);
+        let pod = || self.find_netns()?.run(Netlink::open);
         let mut pod = match (self.mode, pod()) {
             (Mode::Tap, Err(error)) if is_out_of_means(&error) => {
                 return Err(self.failed("look for the pod's end")(error));
@@ -151,7 +153,18 @@ impl LinkSpec {
     }
 
     fn open_netns(&self) -> Result<Netns, WiringError> {
-        Netns::open(&self.netns).map_err(self.failed("open the namespace"))
+        self.find_netns().map_err(self.failed("open the namespace"))
+    }
+
+    fn find_netns(&self) -> io::Result<Netns> {
+        let found = Netns::open(&self.netns)?;
+        if let Some(wanted) = self.netns_id
+            && found.identity()? != wanted
+        {
+            let reason = "the path leads to another namespace than the pod's, which is gone";
+            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+        }
+        Ok(found)
     }
 
     fn refuse_taken(&self, host: &mut Netlink, pod: &mut Netlink) -> Result<(), WiringError> {

@@ -4,9 +4,37 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::GetStruct;
+use serde::{Deserialize, Serialize};
+
+/// A namespace, whatever path leads to it: a path like `/proc/PID/ns/net` leads to another one when the PID is given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetnsId {
+    pub inode: u64,
+    /// Inodes are given again, this number is not. `None`: before Linux 5.14.
+    pub cookie: Option<u64>,
+}
+
+/// Of `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The socket option by which the kernel tells [`NetnsId::cookie`].
+#[derive(Clone, Copy, Debug)]
+struct NetnsCookie;
+
+nix::getsockopt_impl!(
+    NetnsCookie,
+    libc::SOL_SOCKET,
+    SO_NETNS_COOKIE,
+    u64,
+    GetStruct<u64>
+);
 
 /// An open network namespace.
 #[derive(Debug)]
@@ -27,6 +55,19 @@ impl Netns {
     /// When `/proc` is not there.
     pub fn current() -> io::Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// What tells it from every other namespace of this boot.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn identity(&self) -> io::Result<NetnsId> {
+        let inode = self.0.metadata()?.ino();
+        let cookie = self.run(|| {
+            let socket = UnixDatagram::unbound()?;
+            Ok(getsockopt(&socket, NetnsCookie).ok())
+        })?;
+        Ok(NetnsId { inode, cookie })
     }
 
     /// The open file.
