@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sluice_cni::peer;
 
 use crate::cluster::Cluster;
 use crate::config::PodConfig;
@@ -89,16 +90,19 @@ pub fn serve(listener: UnixListener, node: &Arc<Node>) -> io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
     let accept = move || {
         for stream in listener.incoming().flatten() {
-            if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS {
-                open.fetch_sub(1, Ordering::Relaxed);
+            if !peer::is_trusted(&stream) {
+                tracing::warn!("API connection refused: its process does not run as root");
                 continue;
             }
-            let (node, open) = (node.clone(), open.clone());
+            let Some(seat) = Seat::take(&open) else {
+                continue;
+            };
+            let node = node.clone();
             let converse = move || {
+                let _seat = seat;
                 if let Err(error) = converse(&stream, &node) {
                     tracing::debug!(%error, "API connection ended");
                 }
-                open.fetch_sub(1, Ordering::Relaxed);
             };
             if let Err(error) = std::thread::Builder::new()
                 .name("api".into())
@@ -112,6 +116,23 @@ pub fn serve(listener: UnixListener, node: &Arc<Node>) -> io::Result<()> {
         .name("api-accept".into())
         .spawn(accept)
         .map(drop)
+}
+
+/// One of the connections that are served at once; given back however the connection ends, also when it gets no thread.
+#[derive(Debug)]
+struct Seat(Arc<AtomicUsize>);
+
+impl Seat {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
+        let seat = Self(open.clone());
+        (open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS).then_some(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn converse(stream: &UnixStream, node: &Node) -> io::Result<()> {
@@ -299,6 +320,19 @@ mod tests {
                 .unwrap_err()
                 .contains("stauts")
         );
+    }
+
+    #[test]
+    fn seats_are_given_back_by_connections_that_are_refused_or_get_no_thread() {
+        let open = Arc::new(AtomicUsize::new(0));
+        let seats: Vec<Seat> = std::iter::from_fn(|| Seat::take(&open)).collect();
+        assert_eq!(seats.len(), CONNECTIONS);
+        for _ in 0..3 {
+            assert!(Seat::take(&open).is_none());
+        }
+        // What a thread that cannot be started does with the work it was given.
+        drop(seats);
+        assert_eq!(open.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Small files of the run directory that must be whole or absent, whoever dies in between.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -13,7 +14,13 @@ use serde::Serialize;
 /// As the file system says.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let beside = path.with_extension("new");
-    fs::write(&beside, serde_json::to_vec(value)?)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
     fs::rename(&beside, path)
 }
 

@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 mod files;
 pub mod hostlink;
+pub mod logging;
 pub mod node;
 pub mod supervisor;
 pub mod uplink;

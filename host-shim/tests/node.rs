@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -52,19 +53,26 @@ impl Lab {
     }
 
     fn start(&self, pods: &[Value]) -> Daemon {
-        let config = json!({
-            "run_dir": self.run_dir(), "image": "none", "isolation": "external",
-            "wiring": self.wiring, "pods": pods,
+        self.start_logging(pods, Stdio::piped)
+    }
+
+    /// The same, with this for a standard error.
+    fn start_logging(&self, pods: &[Value], log: impl Fn() -> Stdio + Sync) -> Daemon {
+        self.start_with(&json!({"pods": pods}), log)
+    }
+
+    /// The same with more in its configuration.
+    fn start_with(&self, more: &Value, log: impl Fn() -> Stdio + Sync) -> Daemon {
+        let mut config = json!({
+            "run_dir": self.run_dir(), "image": "none", "isolation": "external", "wiring": self.wiring,
         });
+        let all = config.as_object_mut().unwrap();
+        all.extend(more.as_object().unwrap().clone());
         let path = self.dir.join("node.json");
         fs::write(&path, config.to_string()).unwrap();
         let start = || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-node"));
-            command
-                .arg("--config")
-                .arg(&path)
-                .stderr(Stdio::piped())
-                .spawn()
+            command.arg("--config").arg(&path).stderr(log()).spawn()
         };
         Daemon(self.host.run(start))
     }
@@ -351,6 +359,44 @@ fn links_are_added_and_removed_by_request_once_the_guest_agrees() {
     daemon.stop();
     assert_eq!(link_keys(&guest.join().unwrap()), [] as [u16; 0]);
     lab.assert_nothing_is_left();
+}
+
+#[test]
+fn a_log_whose_reader_is_stuck_or_gone_stops_neither_the_daemon_nor_new_links() {
+    for reader in ["stuck", "gone"] {
+        let Some(lab) = Lab::new(&format!("log-{reader}"), "tap") else {
+            return;
+        };
+        let (read_end, mut write_end) = io::pipe().unwrap();
+        let size = fcntl(&write_end, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+        // Not a byte more fits.
+        write_end
+            .write_all(&vec![b'.'; usize::try_from(size).unwrap()])
+            .unwrap();
+        let read_end = (reader == "stuck").then_some(read_end);
+        let daemon = lab.start_logging(&[], || write_end.try_clone().unwrap().into());
+        lab.status();
+        let _guest = guest_on(&lab.run_dir(), Guest::default());
+        lab.eventually(settled);
+        let netns = lab.pods[0].path.to_str().unwrap();
+        let begin = Instant::now();
+        let added = lab.sluice(&[
+            "link",
+            "add",
+            "default/a",
+            "--netns",
+            netns,
+            "--address",
+            "10.77.0.2",
+        ]);
+        assert_eq!(added.status.code(), Some(0), "{reader}: {added:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{reader}");
+        daemon.signal(Signal::SIGTERM);
+        let mut child = daemon;
+        assert_eq!(child.0.wait().unwrap().code(), Some(0), "{reader}");
+        drop(read_end);
+        lab.assert_nothing_is_left();
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod deferred;
 pub mod env;
 pub mod error;
 pub mod gate;
+pub mod peer;
 pub mod plugin;
 pub mod result;
 pub mod rpc;

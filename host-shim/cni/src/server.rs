@@ -2,14 +2,15 @@
 
 use crate::error::{CniError, Code};
 use crate::gate::Gate;
+use crate::peer;
 use crate::rpc::{self, Body, LINE, Lines, Request};
 use crate::verbs::Verbs;
 use crate::verbs::node::Node;
 use nix::sys::socket::{Shutdown, shutdown};
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,7 +44,10 @@ impl Server {
     /// # Errors
     /// If the socket cannot be made.
     pub fn start<N: Node + 'static>(verbs: Arc<Verbs<N>>, run_dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(run_dir)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(run_dir)?;
         let path = run_dir.join(rpc::SOCKET);
         // A socket that an earlier life left; a second daemon is kept out by the daemon's own lock.
         match fs::remove_file(&path) {
@@ -122,6 +126,10 @@ fn accept<N: Node + 'static>(
             thread::sleep(Duration::from_millis(10));
             continue;
         };
+        if !peer::is_trusted(&stream) {
+            tracing::warn!("CNI: a call is refused: its process does not run as root");
+            continue;
+        }
         let inside = Gate::enter(gate.clone());
         let (verbs, calls) = (verbs.clone(), calls.clone());
         let call = move || {

@@ -1,6 +1,6 @@
 //! `sluice-node`: the daemon. Flags, signals, and nothing else.
 
-use std::io::IsTerminal;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,11 +8,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::{Mode, umask};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use sluice_host::api;
-use sluice_host::config::{Config, LogFormat};
+use sluice_host::config::Config;
+use sluice_host::logging;
 use sluice_host::node::Node;
 use sluice_host::node::readiness::Readiness;
-use tracing_subscriber::EnvFilter;
 
 /// Runs one node of Sluice: the plumbing between this machine's pods and its appliance.
 ///
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
     let config = match Config::read(&flags.config) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("sluice-node: {:#}", anyhow::Error::from(error));
+            complain(&error.into());
             return ExitCode::from(2);
         }
     };
@@ -59,10 +61,15 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sluice-node: {error:#}");
+            complain(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints why the daemon ends. Unlike `eprintln!` it does not panic when standard error is closed.
+fn complain(error: &anyhow::Error) {
+    let _ = writeln!(io::stderr(), "sluice-node: {error:#}");
 }
 
 fn print(config: &Config) -> anyhow::Result<()> {
@@ -70,20 +77,31 @@ fn print(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Files and sockets are for this user alone from the moment they are made. No core dump, and no debugger without the right
+/// to debug any process: the memory holds what pods say, and the cluster's credentials. VMMs inherit it.
+fn keep_private() -> io::Result<()> {
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    Ok(setrlimit(Resource::Core, none)?)
+}
+
 fn run(config: Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match config.log {
-        LogFormat::Human => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    keep_private().context("Cannot keep its memory private")?;
     // Before any thread is started: a signal is then only ever taken by the wait below.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().context("Cannot block signals")?;
+    let log = logging::start(config.log).context("Cannot start the log")?;
+    let outcome = serve(config, &signals);
+    // A reader that is gone or stuck gets no more than the flush's limit.
+    log.flush();
+    outcome
+}
 
+fn serve(config: Config, signals: &SigSet) -> anyhow::Result<()> {
     let socket = config.run_dir.join("node.sock");
     let node = Arc::new(Node::start(config)?);
     // It carries out what was asked of the plugin while there was no node: one that answers is done with that.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -144,6 +144,8 @@ fn place(path: &Path, bytes: &[u8], mode: u32) -> Result<(), InstallError> {
             .truncate(true)
             .mode(mode)
             .open(&beside)?;
+        // The daemon's umask is for its own files: runtimes have to read these.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         drop(file);

@@ -14,7 +14,7 @@ mod ways;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -479,8 +479,9 @@ fn claim(run_dir: &Path) -> Result<Flock<File>, NodeError> {
     let step = || cannot(format!("use the run directory {}", run_dir.display()));
     DirBuilder::new()
         .recursive(true)
-        .mode(0o755)
+        .mode(0o700)
         .create(run_dir)
+        .and_then(|()| own(run_dir))
         .map_err(step())?;
     let path = run_dir.join("node.lock");
     let file = OpenOptions::new()
@@ -493,6 +494,30 @@ fn claim(run_dir: &Path) -> Result<Flock<File>, NodeError> {
         Err((_, nix::errno::Errno::EAGAIN)) => Err(NodeError::Taken(run_dir.into())),
         Err((_, error)) => Err(step()(error.into())),
     }
+}
+
+/// Makes sure that a directory is ours, whoever made it, and that others neither read it nor put anything into it.
+fn own(dir: &Path) -> io::Result<()> {
+    let found = fs::symlink_metadata(dir)?;
+    let own = nix::unistd::geteuid().as_raw();
+    let refuse = |reason| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    if !found.is_dir() {
+        return refuse("it is a link or a file: name a directory as run_dir".to_owned());
+    }
+    if found.uid() != own {
+        return refuse(format!(
+            "it belongs to user {}, not to {own}: remove it or name another run_dir",
+            found.uid()
+        ));
+    }
+    if found.mode() & 0o022 != 0 {
+        return refuse("others may write into it: take that right away".to_owned());
+    }
+    // One that an earlier version made. A directory that was made for something else too keeps its mode.
+    if found.mode() & 0o077 != 0 && dir.join("node.lock").exists() {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 /// Listens on a socket that only root may use. One left by an earlier life is replaced: the lock says that nobody serves it.
@@ -521,4 +546,42 @@ fn serve_trunk(
         .name("vhost-user".into())
         .spawn(serve);
     thread.map(drop).map_err(cannot("serve the trunk"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_directory_is_ours_alone_or_refused() {
+        let base = std::env::temp_dir().join(format!("sluice-own-{}", std::process::id()));
+        let dir = base.join("run");
+        let mode = || fs::metadata(&dir).unwrap().mode() & 0o777;
+        drop(claim(&dir).unwrap());
+        assert_eq!(mode(), 0o700);
+        // As an earlier version left it.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        drop(claim(&dir).unwrap());
+        assert_eq!(mode(), 0o700);
+        let listener = listen(&dir.join("s.sock")).unwrap();
+        let socket = fs::metadata(dir.join("s.sock")).unwrap();
+        assert_eq!(socket.mode() & 0o777, 0o600);
+        drop(listener);
+        let shared = base.join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = own(&shared).unwrap_err().to_string();
+        assert!(refused.contains("others may write"), "{refused}");
+        let link = base.join("link");
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        let refused = own(&link).unwrap_err().to_string();
+        assert!(refused.contains("link"), "{refused}");
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&dir, Some(1), None).unwrap();
+            let refused = claim(&dir).unwrap_err();
+            let source = std::error::Error::source(&refused).unwrap().to_string();
+            assert!(source.contains("belongs to user 1"), "{source}");
+        }
+        fs::remove_dir_all(&base).unwrap();
+    }
 }

@@ -29,7 +29,7 @@ impl<N: Node> Verbs<N> {
         let args = Args::parse(&env.args)?;
         let previous = config.previous()?;
         let key = Key::of(env, config);
-        let _claim = self.busy.claim(&key);
+        let _claim = self.busy.claim(&key)?;
         self.settle_deferred(&key)?;
         if self.records.read(&key).is_some() {
             let Key {
@@ -182,7 +182,7 @@ impl<N: Node> Verbs<N> {
     /// After a failed step: nothing is left.
     fn give_up(&self, record: &Record) {
         if let Err(error) = self.remove(record) {
-            super::log(&format!("a failed ADD left something: {error}"));
+            tracing::warn!(%error, "CNI: a failed ADD left something behind");
         }
     }
 }

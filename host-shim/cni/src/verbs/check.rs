@@ -17,7 +17,7 @@ const CONVERGENCE: Duration = Duration::from_secs(1);
 impl<N: Node> Verbs<N> {
     pub(super) fn check(&self, env: &Environment, config: &Config) -> Result<(), CniError> {
         let key = Key::of(env, config);
-        let _claim = self.busy.claim(&key);
+        let _claim = self.busy.claim(&key)?;
         let record = self.records.read(&key);
         let Some(record) = record else {
             let Key {

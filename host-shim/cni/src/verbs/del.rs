@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 impl<N: Node> Verbs<N> {
     pub(super) fn del(&self, env: &Environment, config: &Config) -> Result<(), CniError> {
         let key = Key::of(env, config);
-        let _claim = self.busy.claim(&key);
+        let _claim = self.busy.claim(&key)?;
         self.del_held(env, config, &key)?;
         let read = disk("read the kept DELs");
         let kept = self

@@ -70,8 +70,8 @@ impl<N: Node> Verbs<N> {
                 unlisted.insert(record.key.clone(), since);
                 continue;
             }
-            let _claim = self.busy.claim(&record.key);
-            match self.remove(&record) {
+            let claim = self.busy.claim(&record.key);
+            match claim.and_then(|_claim| self.remove(&record)) {
                 Ok(()) => {
                     self.counters.collected.fetch_add(1, Ordering::Relaxed);
                 }
@@ -106,7 +106,7 @@ impl<N: Node> Verbs<N> {
                     }
                     (Err(error), None) if address::is_unknown_verb(&error) => {
                         let name = &delegate.name;
-                        super::log(&format!("IPAM plugin {name} has no GC: skipped"));
+                        tracing::warn!(plugin = name, "CNI: the IPAM plugin has no GC: skipped");
                         return Ok(());
                     }
                     (answer, _) => return answer.map(drop),

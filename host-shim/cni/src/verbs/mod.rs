@@ -26,7 +26,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Says the answer to the caller.
 pub type Deliver<'a> = dyn FnMut(Body) -> io::Result<()> + 'a;
@@ -77,6 +77,9 @@ pub struct Verbs<N> {
     pub counters: Arc<Counters>,
 }
 
+/// How long a call waits for another one that works on the same attachment.
+const CLAIM: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+
 /// The attachments that a call works on.
 #[derive(Debug, Default)]
 struct Busy {
@@ -96,18 +99,36 @@ impl Busy {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claim(&self, key: &Key) -> Claim<'_> {
+    /// Waits for other calls that work on the attachment, but not for ever: a call that never ends must not take the
+    /// threads of all that come after it.
+    ///
+    /// # Errors
+    /// [`Code::Later`] if another call still has it.
+    fn claim(&self, key: &Key) -> Result<Claim<'_>, CniError> {
+        let deadline = Instant::now() + CLAIM;
         let mut keys = self.keys();
         while !keys.insert(key.clone()) {
-            keys = self
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CniError::new(
+                    Code::Later,
+                    format!(
+                        "another call has worked on {} of {} for {} s",
+                        key.ifname,
+                        key.container_id,
+                        CLAIM.as_secs()
+                    ),
+                ));
+            }
+            (keys, _) = self
                 .freed
-                .wait(keys)
+                .wait_timeout(keys, left)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        Claim {
+        Ok(Claim {
             busy: self,
             key: key.clone(),
-        }
+        })
     }
 
     fn is_claimed(&self, key: &Key) -> bool {
@@ -208,9 +229,9 @@ impl<N: Node> Verbs<N> {
             .into_iter()
             .filter(|record| !record.complete)
         {
-            let _claim = self.busy.claim(&record.key);
-            if let Err(error) = self.remove(&record) {
-                log(&format!("a half-made attachment is left: {error}"));
+            let claim = self.busy.claim(&record.key);
+            if let Err(error) = claim.and_then(|_claim| self.remove(&record)) {
+                tracing::warn!(%error, "CNI: a half-made attachment is left");
             }
         }
     }
@@ -219,17 +240,20 @@ impl<N: Node> Verbs<N> {
     pub fn carry_out_deferred(&self) {
         let kept = match self.deferred.all() {
             Ok(kept) => kept,
-            Err(error) => return log(&format!("the kept DELs cannot be read: {error}")),
+            Err(error) => {
+                tracing::warn!(%error, "CNI: the kept DELs cannot be read");
+                return;
+            }
         };
         for kept in kept {
             let done = Config::for_verb(Verb::Del, kept.request.config).and_then(|config| {
                 let key = Key::of(&kept.request.env, &config);
-                let _claim = self.busy.claim(&key);
+                let _claim = self.busy.claim(&key)?;
                 // Under the claim: an ADD may have carried it out meanwhile, and what there is then is the ADD's.
                 self.settle_deferred(&key)
             });
             if let Err(error) = done {
-                log(&format!("a kept DEL cannot be carried out: {error}"));
+                tracing::warn!(%error, "CNI: a kept DEL cannot be carried out");
             }
         }
     }
@@ -252,7 +276,28 @@ impl<N: Node> Verbs<N> {
     }
 }
 
-/// One line for the operator; the node's standard error is its log.
-fn log(line: &str) {
-    eprintln!("cni: {line}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_waits_for_another_of_its_attachment_but_not_for_ever() {
+        let key = |ifname: &str| Key {
+            network: "n".into(),
+            container_id: "c".into(),
+            ifname: ifname.into(),
+        };
+        let busy = Busy::default();
+        let held = busy.claim(&key("eth0")).unwrap();
+        busy.claim(&key("eth1")).unwrap();
+        let error = busy.claim(&key("eth0")).unwrap_err();
+        assert_eq!(error.code, Code::Later);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| busy.claim(&key("eth0")).is_ok());
+            std::thread::sleep(CLAIM / 10);
+            drop(held);
+            assert!(waiting.join().unwrap());
+        });
+        assert!(!busy.is_claimed(&key("eth0")));
+    }
 }

@@ -10,9 +10,9 @@ use crate::verbs::node::Link;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt as _;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -110,11 +110,16 @@ impl Records {
     /// As the disk says.
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let path = self.path(&record.key);
-        fs::create_dir_all(self.root.join(&record.key.network))?;
+        // Configurations of runtimes are in it, which may hold secrets of a delegated IPAM.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.root.join(&record.key.network))?;
         let file = File::options()
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path)?;
         let mut bytes = serde_json::to_vec(record)?;
         // Nothing of a longer one shows behind it.
@@ -143,7 +148,13 @@ impl Records {
         let temporary = self
             .root
             .join(format!(".{network}-{container_id}@{ifname}"));
-        fs::write(&temporary, bytes)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
         fs::rename(&temporary, path)
     }
 
