@@ -253,6 +253,103 @@ fn p04_links_survive_a_killed_daemon_and_the_guest_is_never_told_of_fewer() {
     }
 }
 
+/// How the host would send to an address: the address it would send from, or why it cannot.
+fn way_to(host: &Namespace, to: &str) -> Result<String, io::ErrorKind> {
+    let to: std::net::IpAddr = to.parse().unwrap();
+    let any = match to.is_ipv4() {
+        true => "0.0.0.0:0",
+        false => "[::]:0",
+    };
+    host.run(|| {
+        let socket = std::net::UdpSocket::bind(any)?;
+        let way = socket.connect((to, 53));
+        Ok(way
+            .and_then(|()| socket.local_addr())
+            .map(|own| own.ip().to_string())
+            .map_err(|error| error.kind()))
+    })
+}
+
+#[test]
+fn without_the_daemon_the_host_sends_nothing_to_pods_and_services_by_its_other_routes() {
+    // By family: the node, another address of the host's with the default route, a pod elsewhere, a Service, outside.
+    const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+    const INSIDE: [&str; 4] = ["10.244.9.9", "10.96.0.1", "fd44:9::9", "fd96::1"];
+    const OUTSIDE: [&str; 2] = ["203.0.113.5", "2001:db8:5::5"];
+    let Some(lab) = Lab::new("guard", "tap") else {
+        return;
+    };
+    let ip = |arguments: &str| {
+        lab.host.run(|| {
+            let mut command = Command::new("ip");
+            let done = command.args(arguments.split(' ')).status()?;
+            assert!(done.success(), "ip {arguments}");
+            Ok(())
+        });
+    };
+    for command in [
+        "link set lo up",
+        "link add card type veth peer name far",
+        "link set far up",
+        "link set card up",
+        "addr add 192.0.2.1/24 dev card",
+        "addr add 2001:db8::1/64 dev card nodad",
+        "route add default via 192.0.2.254",
+        "route add default via 2001:db8::fe",
+    ] {
+        ip(command);
+    }
+    let routes = || {
+        let list = |family| {
+            lab.host.run(|| {
+                Command::new("ip")
+                    .args([family, "route", "show", "type", "unreachable"])
+                    .output()
+            })
+        };
+        ["-4", "-6"].map(|family| String::from_utf8(list(family).stdout).unwrap())
+    };
+    let unreachable = Err(io::ErrorKind::HostUnreachable);
+    let config = |on_stop: &str, ranges: &[&str]| json!({"on_stop": on_stop, "host_link": {"addresses": NODE, "routes": ranges}});
+    let ranges = ["10.244.0.0/16", "10.96.0.0/12", "fd44::/16", "fd96::/112"];
+    for on_stop in ["leave", "tear_down"] {
+        let daemon = lab.start_with(&config(on_stop, &ranges), Stdio::piped);
+        lab.status();
+        for to in INSIDE {
+            let own = NODE[usize::from(to.contains(':'))];
+            assert_eq!(way_to(&lab.host, to).as_deref(), Ok(own), "{to} by the tap");
+        }
+        daemon.signal(Signal::SIGKILL);
+        daemon.end();
+        assert!(!lab.host.interfaces().contains("sluice0"));
+        for to in INSIDE {
+            assert_eq!(way_to(&lab.host, to), unreachable, "{to} after a kill");
+        }
+        for (to, own) in OUTSIDE.into_iter().zip(NODE) {
+            assert_eq!(way_to(&lab.host, to).as_deref(), Ok(own), "{to}");
+        }
+        // A range that is no longer the cluster's is given back.
+        let daemon = lab.start_with(&config(on_stop, &ranges[1..]), Stdio::piped);
+        lab.status();
+        assert_eq!(way_to(&lab.host, INSIDE[1]).as_deref(), Ok(NODE[0]));
+        let [four, six] = routes();
+        assert_eq!(
+            (four.lines().count(), six.lines().count()),
+            (1, 2),
+            "{four}{six}"
+        );
+        daemon.stop();
+        let left = match on_stop {
+            "leave" => unreachable.clone(),
+            _ => Ok(NODE[0].to_owned()),
+        };
+        assert_eq!(way_to(&lab.host, INSIDE[1]), left, "{on_stop}");
+    }
+    assert_eq!(routes().concat(), "");
+    ip("link del card");
+    lab.assert_nothing_is_left();
+}
+
 #[test]
 fn pod_that_left_the_configuration_loses_its_link_and_a_broken_link_is_made_anew() {
     let Some(lab) = Lab::new("change", "veth") else {

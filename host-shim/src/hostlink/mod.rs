@@ -2,9 +2,10 @@
 //! address translation on the host.
 //!
 //! The host routes the cluster's ranges to the tap, with the node's own address as source. It needs to ask nobody for a MAC: the
-//! appliance's is known beforehand. Tap, routes and neighbors end with the daemon.
+//! appliance's is known beforehand. Tap, routes and neighbors end with the daemon; the ranges are then unreachable (`guard`).
 
 pub mod config;
+mod guard;
 mod local;
 pub mod policy;
 
@@ -111,6 +112,17 @@ pub(crate) fn make(
         .map_err(failed("take away the rules of an earlier life"))?;
     tracing::info!(tap = TAP, ranges = config.routes.len(), "host link in use");
     Ok((tap, row(config, mtu), ports))
+}
+
+/// Has the ranges of pods and Services be unreachable whenever the tap is not there; with no configuration, no ranges.
+///
+/// # Errors
+/// When the kernel refuses a route.
+pub(crate) fn guard(config: Option<&HostLinkConfig>) -> Result<(), HostLinkError> {
+    let ranges = config.map(HostLinkConfig::ranges).unwrap_or_default();
+    Netlink::open()
+        .and_then(|mut netlink| guard::set(&mut netlink, &ranges))
+        .map_err(failed("make pods and Services unreachable without it"))
 }
 
 /// Has the tap take packets of another size; the row by which the appliance knows it.

@@ -60,6 +60,7 @@ pub struct WayReport {
 impl Node {
     /// Makes them as configured.
     pub(super) fn link_ways(&self) -> Result<(), NodeError> {
+        hostlink::guard(self.config.host_link.as_ref())?;
         if let Some(config) = &self.config.uplink {
             let cluster = self.config.host_link.as_ref();
             let cluster = cluster.map_or_else(Vec::new, HostLinkConfig::ranges);
@@ -154,6 +155,11 @@ impl Node {
             .map(|mut ports| ports.set(&BTreeSet::new()))
         {
             tracing::warn!(%error, "the host keeps its rules for host ports");
+        }
+        if self.tears_down()
+            && let Err(error) = hostlink::guard(None)
+        {
+            tracing::warn!(%error, "pods and Services stay unreachable from the host");
         }
     }
 
