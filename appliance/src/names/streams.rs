@@ -67,19 +67,31 @@ impl<'m> Streams<'m> {
         })
     }
 
-    /// A stream of answers begins with this sequence number. `key` is that of its connection.
+    /// The pod opens a connection; `key` is that connection's. What was followed under it is over.
+    pub fn opened(&mut self, who: Who, key: u64) {
+        let link = who.link.raw();
+        let is_his = |it: &&mut Stream| it.key == key && it.link == link;
+        if let Some(stream) = self.set(who).iter_mut().find(is_his) {
+            *stream = Stream::default();
+        }
+    }
+
+    /// The stream of answers of a connection begins with this sequence number; one that has begun does not begin again before
+    /// the pod opens its connection again, so whoever answers cannot make the middle of an answer a beginning.
     pub fn begin(&mut self, who: Who, key: u64, sequence: u32) {
+        let link = who.link.raw();
         let oldest = self.count % STREAMS;
         let set = self.set(who);
-        let known = set.iter().position(|it| it.key == key);
+        if set.iter().any(|it| it.key == key && it.link == link) {
+            return;
+        }
         let free = set.iter().position(|it| it.key == 0);
-        let place = known.or(free).unwrap_or(oldest);
-        if let Some(stream) = set.get_mut(place) {
+        if let Some(stream) = set.get_mut(free.unwrap_or(oldest)) {
             *stream = Stream {
                 key,
                 at: sequence,
                 length: 0,
-                link: who.link.raw(),
+                link,
             };
             self.count = self.count.wrapping_add(1);
         }
@@ -185,6 +197,11 @@ mod tests {
         work(&mut Streams::new(&mut Arena::new(&mut memory), 8).unwrap())
     }
 
+    fn open(streams: &mut Streams<'_>, link: u16, key: u64, sequence: u32) {
+        streams.opened(who(link), key);
+        streams.begin(who(link), key, sequence);
+    }
+
     fn read<'a>(
         streams: &mut Streams<'_>,
         (link, key): (u16, u64),
@@ -219,7 +236,7 @@ mod tests {
         ) {
             let bytes = stream(&messages);
             with(|streams| {
-                streams.begin(who(16), KEY, begin);
+                open(streams, 16, KEY, begin);
                 for (from, length) in segments {
                     let from = from % bytes.len();
                     let segment = &bytes[from..(from + length).min(bytes.len())];
@@ -249,7 +266,7 @@ mod tests {
         ) {
             let bytes = stream(&messages);
             with(|streams| {
-                streams.begin(who(16), KEY, begin);
+                open(streams, 16, KEY, begin);
                 let (mut at, mut all, mut lost) = (0, Vec::new(), false);
                 for size in sizes.iter().cycle() {
                     let segment = &bytes[at..(at + size).min(bytes.len())];
@@ -286,16 +303,38 @@ mod tests {
                 parts
             };
             assert_eq!(count(streams, 16, KEY), 0);
-            streams.begin(who(16), KEY, 1);
+            open(streams, 16, KEY, 1);
             assert_eq!(count(streams, 17, KEY), 0);
             // Pod 24 has the same set, and another pod's stream is not its own.
             assert_eq!(count(streams, 24, KEY), 0);
             assert_eq!(count(streams, 16, KEY), 1);
             for key in 20..20 + STREAMS as u64 {
-                streams.begin(who(16), key, 1);
+                open(streams, 16, key, 1);
             }
             assert_eq!(count(streams, 16, KEY), 0, "the oldest made room");
             assert_eq!(count(streams, 16, 20 + STREAMS as u64 - 1), 1);
+        });
+    }
+
+    #[test]
+    fn d04_a_stream_begins_once_for_each_time_that_the_pod_opens_its_connection() {
+        let bytes = stream(&[b"an answer".to_vec(), b"forged".to_vec()]);
+        let forged = bytes.len() as u32 - 8;
+        let seen = |streams: &mut Streams<'_>, sequence: u32, from: u32| {
+            let mut all = Vec::new();
+            let bytes = &bytes[from as usize..];
+            read(streams, (16, KEY), sequence, bytes, |part| all.push(part));
+            all.len()
+        };
+        with(|streams| {
+            open(streams, 16, KEY, 1);
+            assert_eq!(seen(streams, 1, 0), 2);
+            // Another SYN ACK, which would make the middle of an answer a beginning.
+            streams.begin(who(16), KEY, 1 + forged);
+            assert_eq!(seen(streams, 1 + forged, forged), 0);
+            // The same port again.
+            open(streams, 16, KEY, 900);
+            assert_eq!(seen(streams, 900, 0), 2);
         });
     }
 }

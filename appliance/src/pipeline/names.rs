@@ -9,7 +9,7 @@ use crate::frame::Frame;
 use crate::names::message::{self, Question, RECORDS};
 use crate::names::{self, KNOWN, Part, Who};
 use crate::observe::Observer;
-use crate::parse::{Fragment, Packet};
+use crate::parse::{Fragment, Packet, Transport};
 use crate::wire::{protocol, tcp, udp};
 use heapless::Vec;
 use sluice_contract::LinkId;
@@ -36,6 +36,12 @@ impl<O: Observer> Stages<'_, '_, O> {
         let Some(who) = self.pod(frame.ingress) else {
             return;
         };
+        if let Transport::Tcp { flags, .. } = packet.transport
+            && flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+        {
+            let stream = self.stream_key(who, flow);
+            self.state.names.streams.opened(who, stream);
+        }
         for message in Messages::of(frame, packet) {
             let Some(question) = message::question(message).filter(|it| !it.is_answer) else {
                 continue;
