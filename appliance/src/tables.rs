@@ -68,7 +68,7 @@ impl Capacity {
         },
         policy: policy::Limits {
             identities: 256,
-            bindings: 64,
+            bindings: 300,
             rulesets: 64,
             classes: 256,
             spans: 256,
@@ -279,7 +279,7 @@ impl<'m> Tables<'m> {
             nat: Single::default(),
             connections: Single::default(),
             services: Services::new(arena, &capacity.services, hasher)?,
-            policy: Policy::new(arena, &capacity.policy)?,
+            policy: Policy::new(arena, &capacity.policy, hasher)?,
             overlay: Overlay::new(arena, &capacity.overlay, hasher)?,
             generation: Generation::default(),
             epoch: 0,

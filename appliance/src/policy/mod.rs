@@ -17,6 +17,7 @@ mod rows;
 mod table;
 
 use crate::arena::{Arena, OutOfMemory};
+use crate::hash::Hasher;
 use core::net::IpAddr;
 use heapless::Vec;
 use lookup::{Found, SPAN_SLOT, Spans};
@@ -35,7 +36,7 @@ use table::{Full, Table};
 pub struct Limits {
     /// Addresses of pods, local and remote.
     pub identities: usize,
-    /// Links with a binding.
+    /// Links with a binding: as many as there can be, so that none is ever without its own.
     pub bindings: usize,
     /// Local pods' policy sets × directions.
     pub rulesets: usize,
@@ -53,7 +54,7 @@ impl Limits {
     /// For one node of a large cluster, in about 64 MiB.
     pub const LARGE: Self = Self {
         identities: 500_000,
-        bindings: 1_000,
+        bindings: 4_000,
         rulesets: 4_000,
         classes: 500_000,
         spans: 16_000,
@@ -63,8 +64,8 @@ impl Limits {
     /// For a node of a cluster with some thousand pods, in about 4 MiB.
     pub const SMALL: Self = Self {
         identities: 16_000,
-        bindings: 256,
-        rulesets: 512,
+        bindings: 4_000,
+        rulesets: 500,
         classes: 32_000,
         spans: 4_000,
         names: 500,
@@ -137,11 +138,34 @@ pub struct Rows {
     pub spans: u32,
 }
 
+/// Rows that did not fit, and without which a search could miss a denial.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Missing {
+    identities: bool,
+    classes: bool,
+}
+
+impl Missing {
+    /// Whether a denial of this layer might be about that peer, of which the tables say nothing else.
+    ///
+    /// A layer that denies by default says only what it accepts: without a row it accepts less.
+    fn concerns(self, layer: &Layer, peer: Identity) -> bool {
+        let tells_pods_apart = layer.classes || layer.pods != layer.others;
+        layer.miss != Action::Deny
+            && match peer {
+                Identity::WORLD => self.identities && tells_pods_apart,
+                peer => self.classes && layer.classes && peer.is_pod(),
+            }
+    }
+}
+
 /// All tables of policy.
 #[derive(Debug)]
 pub struct Policy<'m> {
     settings: Option<SettingsRow>,
     next_settings: Option<SettingsRow>,
+    missing: Missing,
+    next_missing: Missing,
     identities: Table<'m, 4, 2>,
     bindings: Table<'m, 3, 0>,
     rulesets: Table<'m, RULESET_SLOT, 1>,
@@ -157,22 +181,28 @@ impl<'m> Policy<'m> {
     ///
     /// # Errors
     /// The arena is too small.
-    pub fn new(arena: &mut Arena<'m>, limits: &Limits) -> Result<Self, OutOfMemory> {
+    pub fn new(
+        arena: &mut Arena<'m>,
+        limits: &Limits,
+        hasher: Hasher,
+    ) -> Result<Self, OutOfMemory> {
         Ok(Self {
             settings: None,
             next_settings: None,
-            identities: Table::new(arena, limits.identities)?,
-            bindings: Table::new(arena, limits.bindings)?,
-            rulesets: Table::new(arena, limits.rulesets)?,
-            classes: Table::new(arena, limits.classes)?,
+            missing: Missing::default(),
+            next_missing: Missing::default(),
+            identities: Table::new(arena, limits.identities, hasher)?,
+            bindings: Table::new(arena, limits.bindings, hasher)?,
+            rulesets: Table::new(arena, limits.rulesets, hasher)?,
+            classes: Table::new(arena, limits.classes, hasher)?,
             spans: Spans {
-                table: Table::new(arena, limits.spans)?,
+                table: Table::new(arena, limits.spans, hasher)?,
             },
             names: Names {
-                table: Table::new(arena, limits.names)?,
+                table: Table::new(arena, limits.names, hasher)?,
             },
-            named: Table::new(arena, limits.named)?,
-            resolvers: Table::new(arena, RESOLVERS)?,
+            named: Table::new(arena, limits.named, hasher)?,
+            resolvers: Table::new(arena, RESOLVERS, hasher)?,
         })
     }
 
@@ -258,16 +288,16 @@ impl<'m> Policy<'m> {
         names: &[NameId],
         port: u32,
     ) -> (Action, RuleId) {
-        let ports = if !query.peer.is_pod() {
-            layer.others
-        } else if layer.classes {
-            self.classes
-                .find(query.peer.0, &[layer.id.0])
-                .and_then(|value| value.first())
-                .map_or(layer.pods, |span| SpanId(*span))
-        } else {
-            layer.pods
+        let class = || {
+            let found = self.classes.find(query.peer.0, &[layer.id.0]);
+            found.and_then(|value| value.first()).copied().map(SpanId)
         };
+        let is_pod = query.peer.is_pod();
+        let class = (is_pod && layer.classes).then(class).flatten();
+        if class.is_none() && self.missing.concerns(layer, query.peer) {
+            return (Action::Deny, RuleId::BROKEN);
+        }
+        let ports = class.unwrap_or(if is_pod { layer.pods } else { layer.others });
         let by_identity = self.spans.walk(ports, &[], port);
         let by_address = match query.peer_address.to_canonical() {
             IpAddr::V4(v4) => self.spans.walk(layer.v4, &[v4.to_bits()], port),
@@ -343,6 +373,11 @@ impl Policy<'_> {
     pub fn begin(&mut self, fresh: bool) -> Result<(), Refusal> {
         self.settled()?;
         self.next_settings = if fresh { None } else { self.settings };
+        self.next_missing = if fresh {
+            Missing::default()
+        } else {
+            self.missing
+        };
         self.identities.begin(fresh);
         self.bindings.begin(fresh);
         self.rulesets.begin(fresh);
@@ -396,7 +431,8 @@ impl Policy<'_> {
             PolicyRow::Identity(row) => {
                 let value = [u64::from(row.identity.0)];
                 let done = self.identities.put(0, &address_words(row.address), &value);
-                done.map_err(|Full| full(self.identities.capacity()))
+                self.next_missing.identities |= done.is_err();
+                done.map_err(|Full| Refusal::Full(self.identities.capacity()))
             }
             PolicyRow::Binding(BindingRow {
                 link,
@@ -406,41 +442,42 @@ impl Policy<'_> {
                 let done = self
                     .bindings
                     .put(u32::from(link.raw()), &[], &[ingress.0, egress.0]);
-                done.map_err(|Full| full(self.bindings.capacity()))
+                done.map_err(|Full| Refusal::Full(self.bindings.capacity()))
             }
             PolicyRow::Ruleset(row) if row.id == RulesetId::NONE => Err(Refusal::Invalid),
             PolicyRow::Ruleset(row) => {
                 let done = self.rulesets.put(0, &[row.id.0], &pack_ruleset(row));
-                done.map_err(|Full| full(self.rulesets.capacity()))
+                done.map_err(|Full| Refusal::Full(self.rulesets.capacity()))
             }
             PolicyRow::Class(row) => {
                 let done = self
                     .classes
                     .put(row.identity.0, &[row.layer.0], &[row.ports.0]);
-                done.map_err(|Full| full(self.classes.capacity()))
+                self.next_missing.classes |= done.is_err();
+                done.map_err(|Full| Refusal::Full(self.classes.capacity()))
             }
             PolicyRow::Span(row) if !lookup::is_well_formed(row) => Err(Refusal::Invalid),
             PolicyRow::Span(row) => {
                 let done = self.spans.put(row);
-                done.map_err(|Full| full(self.spans.table.capacity()))
+                done.map_err(|Full| Refusal::Full(self.spans.table.capacity()))
             }
             PolicyRow::Name(row) if !row.is_valid() => Err(Refusal::Invalid),
             PolicyRow::Name(row) => {
                 let done = self.names.put(row);
-                done.map_err(|Full| full(self.names.table.capacity()))
+                done.map_err(|Full| Refusal::Full(self.names.table.capacity()))
             }
             PolicyRow::Named(row) => {
                 let done = self
                     .named
                     .put(0, &[row.layer.0, row.name.0], &[row.ports.0]);
-                done.map_err(|Full| full(self.named.capacity()))
+                done.map_err(|Full| Refusal::Full(self.named.capacity()))
             }
             PolicyRow::Resolver(address) if *address != address.to_canonical() => {
                 Err(Refusal::Invalid)
             }
             PolicyRow::Resolver(address) => {
                 let done = self.resolvers.put(0, &address_words(*address), &[]);
-                done.map_err(|Full| full(self.resolvers.capacity()))
+                done.map_err(|Full| Refusal::Full(self.resolvers.capacity()))
             }
         }
     }
@@ -468,6 +505,7 @@ impl Policy<'_> {
     /// The change is in force.
     pub fn commit(&mut self) {
         self.settings = self.next_settings;
+        self.missing = self.next_missing;
         self.identities.commit();
         self.bindings.commit();
         self.rulesets.commit();
@@ -481,6 +519,7 @@ impl Policy<'_> {
     /// The change never was.
     pub fn abort(&mut self) {
         self.next_settings = self.settings;
+        self.next_missing = self.missing;
         self.identities.abort();
         self.bindings.abort();
         self.rulesets.abort();
@@ -502,8 +541,4 @@ const fn accept(rule: RuleId) -> Decision {
         accepted: true,
         rule,
     }
-}
-
-fn full(capacity: usize) -> Refusal {
-    Refusal::Full(u32::try_from(capacity).unwrap_or(u32::MAX))
 }

@@ -5,9 +5,14 @@
 //!
 //! Every key has two buckets of eight slots. A row goes to its first bucket while that one has room to spare, else to the emptier of
 //! the two. So a lookup compares at most sixteen keys, mostly in one bucket, whatever the table holds.
-//! A full pair of buckets refuses the row; at the load for which tables are carved (half of the slots) that does not happen.
+//!
+//! Where both are full, rows move to their other buckets until there is room (cuckoo hashing): a table takes all rows for which
+//! it was carved, also while they are all replaced by others. Which buckets a key has is a secret of this boot: whoever writes
+//! the objects that keys are made of cannot choose keys that meet.
 
 use crate::arena::{Arena, OutOfMemory};
+use crate::hash::Hasher;
+use heapless::Vec;
 
 /// Slots of a bucket.
 const BUCKET: usize = 8;
@@ -17,6 +22,8 @@ const SPARE: usize = 6;
 const VIEWS: u64 = 0b11;
 /// … and, in the first slot of a bucket, that some row of this bucket may lie in its second one.
 const SPILLED: u64 = 0b100;
+/// Buckets that are looked at for one row, at most, before it is refused.
+const REACH: usize = 256;
 /// Changes that are remembered one by one. After more, settling walks the whole table.
 const JOURNAL: usize = 16_384;
 
@@ -28,6 +35,9 @@ pub(super) struct Full;
 #[derive(Debug)]
 pub(super) struct Table<'m, const SLOT: usize, const KEY: usize> {
     slots: &'m mut [[u64; SLOT]],
+    hasher: Hasher,
+    /// Rows that one view may have.
+    capacity: u32,
     /// Which view is in force: its bit.
     live: u64,
     /// Rows in the view in force, and in the next.
@@ -53,11 +63,17 @@ enum Task {
 }
 
 impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
-    /// A table that holds `rows` rows.
-    pub(super) fn new(arena: &mut Arena<'m>, rows: usize) -> Result<Self, OutOfMemory> {
+    /// A table that holds `rows` rows in each view.
+    pub(super) fn new(
+        arena: &mut Arena<'m>,
+        rows: usize,
+        hasher: Hasher,
+    ) -> Result<Self, OutOfMemory> {
         let slots = slots_for(rows);
         Ok(Self {
             slots: arena.slice(slots)?,
+            hasher,
+            capacity: u32::try_from(rows).unwrap_or(u32::MAX),
             live: 0b01,
             rows: [0; 2],
             journal: arena.slice(JOURNAL.min(slots))?,
@@ -72,9 +88,9 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
         self.rows[view(self.live)]
     }
 
-    /// Rows that fit, at least.
-    pub(super) fn capacity(&self) -> usize {
-        self.slots.len() / 2
+    /// Rows that fit.
+    pub(super) const fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// The value in force under the key.
@@ -113,7 +129,7 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
 
     /// The first slots of a key's two buckets.
     fn buckets(&self, low: u32, key: &[u64; KEY]) -> (usize, usize) {
-        let hash = hash(low, key);
+        let hash = self.hasher.hash_after(u64::from(low), key);
         let buckets = self.slots.len() / BUCKET;
         let first = hash as usize & (buckets - 1);
         let second = (hash >> 32) as usize & (buckets - 1);
@@ -130,6 +146,9 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
             }
             self.leave(at);
         }
+        if self.rows[view(next)] >= self.capacity {
+            return Err(Full);
+        }
         // The row of the view in force comes back unchanged.
         if let Some(at) = self.locate(low, key, self.live)
             && self.value(at) == value
@@ -141,6 +160,7 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
     }
 
     fn insert(&mut self, low: u32, key: &[u64; KEY], value: &[u64]) -> Result<(), Full> {
+        let next = self.next();
         let (first, second) = self.buckets(low, key);
         let (in_first, in_second) = (self.load(first), self.load(second));
         let bucket = if in_first < SPARE || in_first <= in_second {
@@ -148,20 +168,11 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
         } else {
             second
         };
-        let free = self
-            .slots
-            .iter()
-            .skip(bucket)
-            .take(BUCKET)
-            .position(|slot| slot[0] & VIEWS == 0)
-            .ok_or(Full)?;
-        if bucket == second
-            && let Some(slot) = self.slots.get_mut(first)
-        {
-            slot[0] |= SPILLED;
+        let free = self.free_in(bucket);
+        let at = free.or_else(|| self.make_room(first, second)).ok_or(Full)?;
+        if !(first..first + BUCKET).contains(&at) {
+            self.spill(first);
         }
-        let next = self.next();
-        let at = bucket + free;
         if let Some(slot) = self.slots.get_mut(at) {
             slot[0] = slot[0] & SPILLED | u64::from(low) << 32;
             for (word, new) in slot.iter_mut().skip(1).zip(key.iter().chain(value)) {
@@ -170,6 +181,104 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
         }
         self.set(at, next);
         Ok(())
+    }
+
+    /// A slot of the bucket that is in neither view.
+    fn free_in(&self, bucket: usize) -> Option<usize> {
+        let slots = self.slots.get(bucket..bucket + BUCKET)?;
+        let free = slots.iter().position(|slot| slot[0] & VIEWS == 0)?;
+        Some(bucket + free)
+    }
+
+    /// Rows of this bucket may lie in their second one.
+    fn spill(&mut self, bucket: usize) {
+        if let Some(slot) = self.slots.get_mut(bucket) {
+            slot[0] |= SPILLED;
+        }
+    }
+
+    /// Moves rows to their other buckets so that one of two full buckets has a free slot, which is returned. The shortest way
+    /// there is, found breadth first; packets see nothing of it, since a row is found wherever it lies.
+    ///
+    /// # Cost
+    /// A hash for each slot of [`REACH`] buckets, at most.
+    fn make_room(&mut self, first: usize, second: usize) -> Option<usize> {
+        let mut ways: Vec<Way, REACH> = Vec::new();
+        let mut seen = Seen([0; 64]);
+        for bucket in [first, second] {
+            seen.is_new(bucket);
+            // There is room for two.
+            let _ = ways.push(Way {
+                bucket,
+                before: None,
+            });
+        }
+        let mut at = 0;
+        while let Some(bucket) = ways.get(at).map(|way| way.bucket) {
+            for from in bucket..bucket + BUCKET {
+                let other = self.other_bucket(from)?;
+                if let Some(free) = self.free_in(other) {
+                    return Some(self.shift(&ways, at, from, free));
+                }
+                if seen.is_new(other) {
+                    // Where there is no room, the search goes no further.
+                    let _ = ways.push(Way {
+                        bucket: other,
+                        before: Some((at, from)),
+                    });
+                }
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// Moves the row at `from`, in the bucket of the way `at`, to a free slot, and then along the way one row after the other to
+    /// the place of the one before. Returns the place that is free in the end.
+    fn shift(&mut self, ways: &[Way], mut at: usize, mut from: usize, mut free: usize) -> usize {
+        loop {
+            self.relocate(from, free);
+            free = from;
+            let Some((before, slot)) = ways.get(at).and_then(|way| way.before) else {
+                return free;
+            };
+            (at, from) = (before, slot);
+        }
+    }
+
+    /// The other bucket of the row at that slot.
+    fn other_bucket(&self, at: usize) -> Option<usize> {
+        let slot = self.slots.get(at)?;
+        let key: &[u64; KEY] = slot.get(1..=KEY)?.try_into().ok()?;
+        let (first, second) = self.buckets((slot[0] >> 32) as u32, key);
+        let is_first = (first..first + BUCKET).contains(&at);
+        Some(if is_first { second } else { first })
+    }
+
+    /// Moves a row, in all its views.
+    fn relocate(&mut self, from: usize, to: usize) {
+        let Some(row) = self.slots.get(from).copied() else {
+            return;
+        };
+        if let Some(slot) = self.slots.get_mut(to) {
+            let spilled = slot[0] & SPILLED;
+            *slot = row;
+            slot[0] = row[0] & !SPILLED | spilled;
+        }
+        if let Some(slot) = self.slots.get_mut(from) {
+            slot[0] &= SPILLED;
+        }
+        let mut key = [0; KEY];
+        key.iter_mut()
+            .zip(row.iter().skip(1))
+            .for_each(|(to, from)| *to = *from);
+        let (first, _) = self.buckets((row[0] >> 32) as u32, &key);
+        if !(first..first + BUCKET).contains(&to) {
+            self.spill(first);
+        }
+        if row[0] & VIEWS != VIEWS {
+            self.note(to);
+        }
     }
 
     /// Takes a row out of the next view. `false` if it is not in it.
@@ -326,9 +435,35 @@ impl<'m, const SLOT: usize, const KEY: usize> Table<'m, SLOT, KEY> {
     }
 }
 
-/// Slots for so many rows: twice as many, a power of two.
+/// A bucket that is reached by moving the row of a slot of an earlier one, if it is not the first.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    bucket: usize,
+    before: Option<(usize, usize)>,
+}
+
+/// Buckets that were seen, some of which only seem to have been.
+#[derive(Debug)]
+struct Seen([u64; 64]);
+
+impl Seen {
+    /// Whether the bucket was not seen before.
+    fn is_new(&mut self, bucket: usize) -> bool {
+        let number = bucket / BUCKET;
+        let bit = 1 << (number % 64);
+        match self.0.get_mut(number / 64 % 64) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Slots for so many rows in each of two views that share none, and a few more: a power of two.
 const fn slots_for(rows: usize) -> usize {
-    let wanted = rows.saturating_mul(2);
+    let wanted = rows.saturating_mul(2).saturating_add(rows / 32);
     let wanted = if wanted < 2 * BUCKET {
         2 * BUCKET
     } else {
@@ -352,26 +487,6 @@ const fn view(bit: u64) -> usize {
     (bit >> 1) as usize
 }
 
-/// Mixes well enough that keys which differ in one bit lie anywhere. Keys come from the host, never from packets.
-#[inline]
-fn hash<const KEY: usize>(low: u32, key: &[u64; KEY]) -> u64 {
-    let mut state = fold(
-        u64::from(low) ^ 0x9e37_79b9_7f4a_7c15,
-        0xd6e8_feb8_6659_fd93,
-    );
-    for word in key {
-        state = fold(state ^ word, 0xa076_1d64_78bd_642f);
-    }
-    state
-}
-
-/// Both halves of the product, folded.
-#[inline]
-const fn fold(a: u64, b: u64) -> u64 {
-    let product = a as u128 * b as u128;
-    product as u64 ^ (product >> 64) as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -380,6 +495,8 @@ mod tests {
     use std::vec;
 
     type Small<'m> = Table<'m, 4, 2>;
+
+    const HASHER: Hasher = Hasher::new([7; 16]);
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -415,7 +532,7 @@ mod tests {
         fn a_change_is_invisible_until_its_commit_and_then_whole(steps in proptest::collection::vec(step(), 1..300)) {
             let mut region = vec![0u8; 1 << 18];
             let mut arena = Arena::new(&mut region);
-            let mut table = Small::new(&mut arena, 512).unwrap();
+            let mut table = Small::new(&mut arena, 512, HASHER).unwrap();
             let (mut live, mut next) = (BTreeMap::new(), BTreeMap::new());
             table.begin(false);
             for step in steps {
@@ -449,7 +566,7 @@ mod tests {
     fn the_promised_number_of_rows_fits() {
         let mut region = vec![0u8; 1 << 25];
         let mut arena = Arena::new(&mut region);
-        let mut table = Small::new(&mut arena, 1 << 17).unwrap();
+        let mut table = Small::new(&mut arena, 1 << 17, HASHER).unwrap();
         table.begin(false);
         for key in 0..1u64 << 17 {
             table.put(0, &[key, 0x0a00_0000], &[key]).unwrap();
@@ -464,14 +581,137 @@ mod tests {
     fn a_full_table_refuses_and_keeps_what_it_has() {
         let mut region = vec![0u8; 1 << 12];
         let mut arena = Arena::new(&mut region);
-        let mut table = Small::new(&mut arena, 1).unwrap();
+        let mut table = Small::new(&mut arena, 10, HASHER).unwrap();
         table.begin(false);
         let taken = (0..40u64)
             .take_while(|key| table.put(0, &[*key, 0], &[*key]).is_ok())
             .count() as u64;
-        assert_eq!(taken, 16);
+        assert_eq!(taken, 10);
+        assert_eq!(table.put(0, &[3, 0], &[33]), Ok(()), "one for another");
         table.commit();
         settle(&mut table);
-        assert!((0..taken).all(|key| table.find(0, &[key, 0]) == Some(&[key])));
+        let value = |key| if key == 3 { 33 } else { key };
+        assert!((0..taken).all(|key| table.find(0, &[key, 0]) == Some(&[value(key)])));
+    }
+
+    /// What chose the buckets of a key when everybody knew it: which keys meet could be found at leisure.
+    fn known_to_all(low: u32, key: &[u64; 2]) -> u64 {
+        let fold = |a: u64, b: u64| {
+            let product = u128::from(a) * u128::from(b);
+            product as u64 ^ (product >> 64) as u64
+        };
+        let mut state = fold(
+            u64::from(low) ^ 0x9e37_79b9_7f4a_7c15,
+            0xd6e8_feb8_6659_fd93,
+        );
+        for word in key {
+            state = fold(state ^ word, 0xa076_1d64_78bd_642f);
+        }
+        state
+    }
+
+    #[test]
+    fn keys_that_somebody_chose_do_not_fill_an_almost_empty_table() {
+        // In a table of 128 buckets.
+        let pair = |key: u64| {
+            let hash = known_to_all(0, &[key, 0]);
+            let (first, second) = (hash as usize & 127, (hash >> 32) as usize & 127);
+            (first.min(second), first.max(second))
+        };
+        let wanted = pair(0);
+        let chosen: std::vec::Vec<u64> = (0..u64::MAX)
+            .filter(|key| pair(*key) == wanted)
+            .take(64)
+            .collect();
+        let mut region = vec![0u8; 1 << 18];
+        let mut arena = Arena::new(&mut region);
+        let mut table = Small::new(&mut arena, 500, HASHER).unwrap();
+        assert_eq!(table.slots.len(), 128 * BUCKET);
+        table.begin(false);
+        for key in &chosen {
+            assert_eq!(table.put(0, &[*key, 0], &[*key]), Ok(()));
+        }
+        table.commit();
+        settle(&mut table);
+        assert!(
+            chosen
+                .iter()
+                .all(|key| table.find(0, &[*key, 0]) == Some(&[*key]))
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// All rows are replaced by others at once, again and again: the fullest that a table can be.
+        #[test]
+        fn as_many_rows_as_were_promised_fit_beside_as_many_others(
+            seed: [u8; 16], first: u64, rows in prop_oneof![Just(4_000usize), Just(504), Just(2_000), Just(1_000)],
+        ) {
+            let mut region = vec![0u8; 1 << 19];
+            let mut arena = Arena::new(&mut region);
+            let mut table = Small::new(&mut arena, rows, Hasher::new(seed)).unwrap();
+            let key = |round: u64, n: u64| [first.wrapping_add(round << 32 | n), n % 3];
+            let rows = rows as u64;
+            let put = |table: &mut Small<'_>, round, n: u64| table.put(n as u32, &key(round, n), &[round ^ n]);
+            let find = |table: &Small<'_>, round, n: u64| table.find(n as u32, &key(round, n)).map(|it| it[0]);
+            for round in 0..4 {
+                table.begin(round % 2 == 1);
+                settle(&mut table);
+                if round % 2 == 0 && round > 0 {
+                    for n in 0..rows {
+                        prop_assert!(table.remove(n as u32, &key(round - 1, n)));
+                    }
+                }
+                for n in 0..rows {
+                    prop_assert_eq!(put(&mut table, round, n), Ok(()), "row {} of {}, round {}", n, rows, round);
+                }
+                prop_assert_eq!(put(&mut table, round, rows), Err(Full));
+                if round > 0 {
+                    prop_assert!((0..rows).all(|n| find(&table, round - 1, n) == Some((round - 1) ^ n)));
+                }
+                prop_assert!((0..rows).all(|n| find(&table, round, n).is_none()));
+                table.commit();
+                settle(&mut table);
+                prop_assert!((0..rows).all(|n| find(&table, round, n) == Some(round ^ n)));
+                prop_assert_eq!(u64::from(table.rows()), rows);
+                if round > 0 {
+                    prop_assert!((0..rows).all(|n| find(&table, round - 1, n).is_none()));
+                }
+            }
+        }
+
+        /// Any changes of a table that is nearly full, kept or given up, against a map.
+        #[test]
+        fn a_crowded_table_is_a_map(
+            seed: [u8; 16],
+            changes in proptest::collection::vec((proptest::collection::vec((0..900u64, 0..3u64), 0..400), any::<bool>(), any::<bool>()), 1..8),
+        ) {
+            let mut region = vec![0u8; 1 << 16];
+            let mut arena = Arena::new(&mut region);
+            let mut table = Small::new(&mut arena, 500, Hasher::new(seed)).unwrap();
+            let mut live = BTreeMap::new();
+            for (steps, fresh, commit) in changes {
+                table.begin(fresh);
+                settle(&mut table);
+                let mut next = if fresh { BTreeMap::new() } else { live.clone() };
+                for (key, value) in steps {
+                    if value == 0 {
+                        prop_assert_eq!(table.remove(0, &[key, 0]), next.remove(&key).is_some());
+                    } else if next.len() < 500 || next.contains_key(&key) {
+                        prop_assert_eq!(table.put(0, &[key, 0], &[value]), Ok(()));
+                        next.insert(key, value);
+                    } else {
+                        prop_assert_eq!(table.put(0, &[key, 0], &[value]), Err(Full));
+                    }
+                }
+                if commit { table.commit(); live = next; } else { table.abort(); }
+                settle(&mut table);
+                for key in 0..900 {
+                    prop_assert_eq!(table.find(0, &[key, 0]).map(|it| it[0]), live.get(&key).copied());
+                }
+                prop_assert_eq!(table.rows() as usize, live.len());
+            }
+        }
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sluice_appliance::Arena;
+use sluice_appliance::hash::Hasher;
 use sluice_appliance::policy::{Limits, Policy, Query};
 use sluice_contract::policy::Direction;
 use sluice_contract::{Identity, LinkId, Protocol, Row};
@@ -339,7 +340,8 @@ fn guest(model: &mut Model, pods: usize, local: usize) {
         named: counts.named,
     };
     let mut region = vec![0u8; limits.bytes()];
-    let mut policy = Policy::new(&mut Arena::new(&mut region), &limits).unwrap();
+    let mut policy =
+        Policy::new(&mut Arena::new(&mut region), &limits, Hasher::new([7; 16])).unwrap();
     let rows: Vec<Step> = model.tables().all().map(Step::Put).collect();
     policy.begin(false).unwrap();
     let begin = Instant::now();

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use sluice_appliance::hash::Hasher;
 use sluice_appliance::policy::{Decision, Limits, Policy, Query};
 use sluice_appliance::{Arena, OutOfMemory};
 use sluice_contract::policy::{Direction, RuleId, port_key};
@@ -512,7 +513,7 @@ pub fn rehearse<T>(tables: &Tables, work: impl FnOnce(&Policy<'_>) -> T) -> Resu
         named: count.named,
     };
     let mut region = vec![0u8; limits.bytes()];
-    let mut policy = Policy::new(&mut Arena::new(&mut region), &limits)?;
+    let mut policy = Policy::new(&mut Arena::new(&mut region), &limits, Hasher::new([0; 16]))?;
     let full = OutOfMemory {
         wanted: limits.bytes(),
         left: 0,

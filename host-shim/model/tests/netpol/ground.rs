@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use sluice_appliance::Arena;
+use sluice_appliance::hash::Hasher;
 use sluice_appliance::policy::{Limits, Policy, Query};
 use sluice_contract::policy::{Direction, Established};
 use sluice_contract::{Identity, LinkId, Protocol};
@@ -164,7 +165,8 @@ pub(crate) fn commit(policy: &mut Policy<'_>, fresh: bool, steps: &[Step]) {
 /// Runs `work` on a guest's tables that were told everything.
 pub(crate) fn with_guest<T>(model: &mut Model, work: impl FnOnce(&mut Policy<'_>) -> T) -> T {
     let mut region = vec![0u8; REGION];
-    let mut policy = Policy::new(&mut Arena::new(&mut region), &LIMITS).unwrap();
+    let mut policy =
+        Policy::new(&mut Arena::new(&mut region), &LIMITS, Hasher::new([7; 16])).unwrap();
     let all: Vec<Step> = model.tables().all().map(Step::Put).collect();
     model.tables().forget_changes();
     commit(&mut policy, true, &all);

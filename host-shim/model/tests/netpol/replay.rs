@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use sluice_appliance::Arena;
+use sluice_appliance::hash::Hasher;
 use sluice_appliance::policy::Policy;
 use sluice_contract::{Key, Row};
 use sluice_model::compile::Model;
@@ -30,7 +31,8 @@ pub(crate) fn follows(
     before(&mut world);
     let mut model = model(&world);
     let mut region = vec![0u8; REGION];
-    let mut guest = Policy::new(&mut Arena::new(&mut region), &LIMITS).unwrap();
+    let mut guest =
+        Policy::new(&mut Arena::new(&mut region), &LIMITS, Hasher::new([7; 16])).unwrap();
     let check = |world: &World, guest: &Policy<'_>, changed: bool| {
         assert_eq!(differences(world, guest, &[80, 81]), [""; 0]);
         for from in ends(world) {
@@ -197,7 +199,8 @@ fn n23_an_address_that_goes_to_another_pod_goes_with_one_commit() {
     )];
     let mut model = model(&world);
     let mut region = vec![0u8; REGION];
-    let mut guest = Policy::new(&mut Arena::new(&mut region), &LIMITS).unwrap();
+    let mut guest =
+        Policy::new(&mut Arena::new(&mut region), &LIMITS, Hasher::new([7; 16])).unwrap();
     commit(&mut guest, false, &model.tables().take_delta());
     let b = world.pods[1].ip;
     let before = guest.identity_of(b);
