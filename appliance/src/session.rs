@@ -3,7 +3,7 @@
 //! Use: while [`Session::is_ready`], decode the next frame and give it to [`Session::receive`]; send what [`Session::poll`]
 //! yields until it yields nothing; and give the pipeline's tables their slices ([`Pipeline::work`]) meanwhile.
 
-use crate::apply::Outcome;
+use crate::apply::{Outcome, Refusals};
 use crate::pipeline::Pipeline;
 use heapless::{Deque, String, Vec};
 use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
@@ -102,9 +102,12 @@ impl Session {
         }
     }
 
-    /// Whether the next message may be given: the tables are not busy and there is room for the answers.
+    /// Whether the next message may be given: the tables are not busy, there is room for the answers, and the host was sent
+    /// what was refused.
     pub fn is_ready(&self, pipeline: &Pipeline<'_>) -> bool {
-        !pipeline.is_applying() && self.answers.len() + 2 <= PENDING
+        !pipeline.is_applying()
+            && pipeline.refusals().is_none()
+            && self.answers.len() + 2 <= PENDING
     }
 
     /// Takes a message. `uptime_us` goes into the answer to a `Hello`.
@@ -215,7 +218,8 @@ impl Session {
             }
         }
         match pipeline.configure(change) {
-            Outcome::Noted => {}
+            // What is left out waits in the pipeline.
+            Outcome::Noted | Outcome::LeftOut(_) => {}
             outcome => self.answer(Answer::Outcome(outcome)),
         }
         Order::Continue
@@ -234,7 +238,10 @@ impl Session {
     }
 
     /// The next message to be sent, if there is one.
-    pub fn poll(&mut self, pipeline: &Pipeline<'_>) -> Option<Envelope<ToHost>> {
+    pub fn poll(&mut self, pipeline: &mut Pipeline<'_>) -> Option<Envelope<ToHost>> {
+        if let Some(outcome) = pipeline.take_outcome() {
+            self.answer(Answer::Outcome(outcome));
+        }
         let message = self.next_message(pipeline)?;
         let sequence = self.sequence;
         self.sequence = self.sequence.saturating_add(1);
@@ -245,7 +252,12 @@ impl Session {
         })
     }
 
-    fn next_message(&mut self, pipeline: &Pipeline<'_>) -> Option<ToHost> {
+    fn next_message(&mut self, pipeline: &mut Pipeline<'_>) -> Option<ToHost> {
+        // Before the acknowledgment that counts them.
+        if let Some(Refusals { generation, rows }) = pipeline.refusals().cloned() {
+            pipeline.clear_refusals();
+            return Some(ToHost::Refused { generation, rows });
+        }
         if let Some(answer) = self.answers.pop_front() {
             return Some(self.to_host(&answer, pipeline));
         }
@@ -292,10 +304,17 @@ impl Session {
             Answer::Outcome(Outcome::Refused(generation, reject)) => {
                 ToHost::Reject { generation, reject }
             }
-            Answer::Outcome(Outcome::Committed(generation)) => ToHost::Ack { generation },
+            Answer::Outcome(Outcome::Committed {
+                generation,
+                refused,
+            }) => ToHost::Ack {
+                generation,
+                refused,
+            },
             // Never queued; an acknowledgment of nothing is harmless.
-            Answer::Outcome(Outcome::Noted) => ToHost::Ack {
+            Answer::Outcome(Outcome::Noted | Outcome::LeftOut(_)) => ToHost::Ack {
                 generation: Generation(0),
+                refused: 0,
             },
             Answer::Resync { expected } => ToHost::Resync { expected },
             Answer::Pong { token } => ToHost::Pong { token },

@@ -1,6 +1,5 @@
 //! The underlay's own: neighbors, routes, other nodes, and the outside.
 
-use sluice_appliance::apply::Outcome;
 use sluice_appliance::testing::node::{
     self, HOST, NODE_MAC, ROUTER_MAC, Svc, UPLINK, V4, ip, nat, packet, prefix, service,
 };
@@ -70,7 +69,7 @@ fn from_outside(source: &str, to: &str) -> Builder {
 
 /// Whether the appliance takes a change of one message.
 fn takes(bench: &mut Bench, message: ToGuest) -> bool {
-    matches!(bench.change(&[message]), Outcome::Committed(_))
+    bench.change(&[message]).is_whole()
 }
 
 fn asked(bench: &Bench) -> Vec<std::net::IpAddr> {

@@ -63,7 +63,8 @@ impl<'m> Control<'m> {
         let (mut worked, mut order) = (false, Order::Continue);
         loop {
             let mut step = self.answer(pipeline);
-            if pipeline.is_applying() {
+            // Refused rows for which the console has no room hold the change up until the host reads.
+            if pipeline.is_applying() && pipeline.refusals().is_none() {
                 pipeline.work(SLICE_ROWS);
                 step = true;
             } else if self.session.is_ready(pipeline) && self.console.room() >= FRAME_MAX {
@@ -93,7 +94,7 @@ impl<'m> Control<'m> {
 
     /// Asks for notifications before a sleep: `true` if there is something to do at once.
     pub fn arm(&mut self) -> bool {
-        let wants_room = self.console.room() < FRAME_MAX;
+        let wants_room = self.console.room() < 2 * FRAME_MAX;
         self.console.arm(wants_room)
     }
 
@@ -123,7 +124,7 @@ impl<'m> Control<'m> {
     }
 
     /// Sends the next answer; `true` if there was one.
-    fn answer(&mut self, pipeline: &Pipeline<'_>) -> bool {
+    fn answer(&mut self, pipeline: &mut Pipeline<'_>) -> bool {
         if self.console.room() < 2 * FRAME_MAX {
             return false;
         }

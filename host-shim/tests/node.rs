@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use sluice_contract::report::RejectReason;
 use sluice_contract::{Key, LinkId, VERSION};
 use sluice_host::api::{self, Request};
 use sluice_host::control::testing::Guest;
@@ -397,10 +398,8 @@ fn links_are_added_and_removed_by_request_once_the_guest_agrees() {
     let daemon = lab.start(&[]);
     lab.status();
     let refused = Key::Link(LinkId::new(17).unwrap());
-    let guest = Guest {
-        refuses: Some(refused),
-        ..Guest::default()
-    };
+    let mut guest = Guest::default();
+    guest.refuses.insert(refused, RejectReason::Taken);
     let guest = guest_on(&lab.run_dir(), guest);
     let netns = [0, 1].map(|i| lab.pods[i].path.to_str().unwrap().to_owned());
     let add = |name: &str, netns: &str, address: &str| {
@@ -425,7 +424,11 @@ fn links_are_added_and_removed_by_request_once_the_guest_agrees() {
     assert!(lab.pods[0].interfaces().contains("eth0"));
 
     for (name, address, reason) in [
-        ("default/b", "10.77.0.3", "refused Some(Link(link 17))"),
+        (
+            "default/b",
+            "10.77.0.3",
+            "Link 17 is not in force: something else has the same address",
+        ),
         ("default/a", "10.77.0.3", "named default/a is there already"),
         (
             "default/b",

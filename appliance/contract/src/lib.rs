@@ -26,4 +26,4 @@ pub use row::{Key, Row};
 pub use types::{Family, Generation, Identity, LinkId, Mac, Prefix, Protocol};
 
 /// The version of the contract. Equal on both ends or the session is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

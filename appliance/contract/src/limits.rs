@@ -12,6 +12,8 @@ pub const STATS_BATCH: usize = 64;
 pub const NAMES_BATCH: usize = 64;
 /// Addresses of names that are told for one question: those of a pod always, and of all pods as many.
 pub const NAMES_TOLD: usize = 8_192;
+/// Refused rows in one message: in the longest form well below [`FRAME_PAYLOAD`].
+pub const REFUSED_BATCH: usize = 64;
 /// Slots of a Maglev table in one row: with the key, half a kilobyte.
 pub const SLOT_CHUNK: usize = 240;
 /// Different lengths of the source ranges of one Service: each costs a lookup per new connection.

@@ -5,12 +5,26 @@
 //! seen, is ignored and counted; a gap makes the guest say `Resync`, after which the host sends everything again from
 //! `Begin`. So garbage, loss and replay on the channel cost a resync and nothing else.
 //!
-//! A configuration change is `Begin(g)`, any number of `Put`/`Remove`, `Commit(g)`. It takes effect as a whole at the
-//! commit, answered by `Ack(g)`; or not at all, answered by `Reject`. `Begin { fresh: true }` starts from empty tables:
-//! rows not put again are gone at the commit, rows put again are the same rows as before, so no live flow is cut.
+//! A configuration change is `Begin(g)`, any number of `Put`/`Remove`, `Commit(g)`. It takes effect at one moment, at the
+//! commit, answered by `Ack(g)`. `Begin { fresh: true }` starts from empty tables: rows not put again are gone at the commit,
+//! rows put again are the same rows as before, so no live flow is cut.
 //!
 //! Each row is checked when it comes. So a row follows those it refers to, is removed before them, and a row that gives
 //! something unique away (a link its address) is removed before another one takes it.
+//!
+//! A row that cannot be taken is left out by its key, named in a `Refused`, and costs nothing but itself; the `Ack` counts
+//! all of them. Only a change that breaks the order of messages, or has no generation, is answered by `Reject` and is not in
+//! force at all. What is left out never opens anything:
+//!
+//! * A refused put also ends the row that its key had before. Where other rows refer to that one, it stays as a shell
+//!   that serves nothing: a Service port without endpoints, a set that is not used, a neighbor that does not answer. So
+//!   nothing depends on what was in force earlier, and a row that refers to a row that is not there is refused as well.
+//! * A refused removal changes nothing: its row is not there, or rows that stay refer to it.
+//! * A set of backends of which parts are missing at the commit is named as incomplete, once in each change that leaves it
+//!   so, and is not used. Its rows stay; it is used from the change on that completes it.
+//! * A span or ruleset that was refused denies whoever needs it. While identities or classes are missing because they did
+//!   not fit, a layer that does not deny by default, and in which they could matter, denies the peers that they might be
+//!   about; this lasts until a fresh change in which all fit.
 
 use crate::limits;
 use crate::name::Learnt;
@@ -78,9 +92,10 @@ pub enum ToGuest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost {
     Hello(GuestHello),
-    /// Everything up to and with this generation is in force.
+    /// Everything up to and with this generation is in force, except so many rows that [`Self::Refused`] has named before.
     Ack {
         generation: Generation,
+        refused: u32,
     },
     /// This generation is not in force and never will be; the one before is.
     Reject {
@@ -119,6 +134,11 @@ pub enum ToHost {
         token: u32,
         names: Vec<Learnt, { limits::NAMES_BATCH }>,
         last: bool,
+    },
+    /// Rows of the change of this generation that are left out of it. It may be named before its commit.
+    Refused {
+        generation: Generation,
+        rows: Vec<Reject, { limits::REFUSED_BATCH }>,
     },
 }
 

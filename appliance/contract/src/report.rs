@@ -193,7 +193,7 @@ pub enum CounterId {
     NamesCut,
 }
 
-/// Why a change was refused: which object, which of its fields, what is wrong with it.
+/// Why a row or a change was refused: which object, which of its fields, what is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reject {
     pub object: Option<Key>,
@@ -245,6 +245,6 @@ pub enum RejectReason {
     OutOfOrder,
     /// Another row refers to it; the number of such rows.
     InUse(u32),
-    /// Parts of it were not sent; how many.
+    /// Parts of it are missing, or there are too many; how many. The row is there and is not used.
     Incomplete(u32),
 }

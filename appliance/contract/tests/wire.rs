@@ -7,7 +7,10 @@ use sluice_contract::frame::{self, Decoder, FRAME_MAX, HEADER, MAGIC};
 use sluice_contract::message::{Envelope, GuestHello};
 use sluice_contract::report::{DropReason, Field, Reject, RejectReason};
 use sluice_contract::row::LinkRow;
-use sluice_contract::{Generation, Identity, Key, LinkId, Mac, Row, ToGuest, ToHost, VERSION};
+use sluice_contract::service::ServiceKey;
+use sluice_contract::{
+    Generation, Identity, Key, LinkId, Mac, Protocol, Row, ToGuest, ToHost, VERSION, limits,
+};
 use std::net::IpAddr;
 
 fn link(raw: u16) -> LinkId {
@@ -76,6 +79,20 @@ fn golden_bytes_of_each_kind_of_message() {
                 reject: a_reject(),
             }),
         ),
+        (
+            "ack",
+            encoded(ToHost::Ack {
+                generation: Generation(300),
+                refused: 2,
+            }),
+        ),
+        (
+            "refused",
+            encoded(ToHost::Refused {
+                generation: Generation(300),
+                rows: [a_reject(), a_reject()].into_iter().collect(),
+            }),
+        ),
     ];
     let now: String = messages
         .iter()
@@ -107,6 +124,25 @@ fn a_reject() -> Reject {
         field: Field::Addresses,
         reason: RejectReason::Taken,
     }
+}
+
+#[test]
+fn a_full_message_of_refused_rows_fits_into_a_frame() {
+    let address = "fd00::1".parse().unwrap();
+    let object = Some(Key::Service(ServiceKey::Frontend {
+        address,
+        protocol: Protocol::Sctp,
+        port: u16::MAX,
+    }));
+    let reject = Reject {
+        object,
+        field: Field::Dscp,
+        reason: RejectReason::Full(u32::MAX),
+    };
+    let rows = std::iter::repeat_n(reject, limits::REFUSED_BATCH).collect();
+    let generation = Generation(u64::MAX);
+    let bytes = encoded(ToHost::Refused { generation, rows });
+    assert!(bytes.len() < limits::FRAME_PAYLOAD, "{}", bytes.len());
 }
 
 #[test]

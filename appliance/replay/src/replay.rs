@@ -8,7 +8,7 @@ use sluice_appliance::observe::Record;
 use sluice_appliance::time::Duration;
 use sluice_appliance::verdict::Originate;
 use sluice_appliance::{Arena, Frame, Instant, Offload, OutOfMemory, Pipeline, Verdict};
-use sluice_contract::report::{CounterId, Field, RejectReason};
+use sluice_contract::report::{CounterId, Field, Reject, RejectReason};
 use sluice_contract::{Generation, LinkId, Row, ToGuest};
 
 use crate::pcapng::{FRAME_MAX, ReadError, Reader, Traffic, Writer};
@@ -335,15 +335,22 @@ fn commit(
     let all = std::iter::once(begin).chain(puts);
     for message in all.chain([ToGuest::Commit { generation }]) {
         while !pipeline.work(1 << 20) {}
-        if let Outcome::Refused(_, reject) = pipeline.configure(&message) {
-            let path = reject.object.and_then(|key| index.path(key));
-            return Err(ReplayError::Refused {
-                path: path.unwrap_or(".").to_owned(),
-                field: reject.field,
-                reason: reject.reason,
-            });
+        let outcome = pipeline.configure(&message);
+        if let Outcome::LeftOut(reject) | Outcome::Refused(_, reject) = outcome {
+            return Err(refused(&reject, index));
         }
     }
     while !pipeline.work(1 << 20) {}
-    Ok(())
+    // Sets of which parts are missing are found at the end.
+    let first = pipeline.refusals().and_then(|it| it.rows.first().copied());
+    first.map_or(Ok(()), |reject| Err(refused(&reject, index)))
+}
+
+fn refused(reject: &Reject, index: &Index) -> ReplayError {
+    let path = reject.object.and_then(|key| index.path(key));
+    ReplayError::Refused {
+        path: path.unwrap_or(".").to_owned(),
+        field: reject.field,
+        reason: reject.reason,
+    }
 }

@@ -1,4 +1,6 @@
 //! Each row into its shadow table, checked against what is there already.
+//!
+//! A row that is refused takes the former row of its key with it: what comes into force never depends on what was before.
 
 use super::Fault;
 use crate::address::{Address, Family};
@@ -7,6 +9,7 @@ use crate::policy::Refusal;
 use crate::tables::{Known, Link, Nat, Node, Range, Tables};
 use crate::twin::{Full, Slot};
 use heapless::Vec;
+use sluice_contract::overlay::OverlayKey;
 use sluice_contract::report::{Field, RejectReason};
 use sluice_contract::row::{BandwidthRow, LinkRow, MarkingRow, NodeRow, RouteRow};
 use sluice_contract::service::{
@@ -29,7 +32,31 @@ fn refused_policy(refusal: Refusal) -> Fault {
 
 /// What belongs to the whole change.
 impl Tables<'_> {
+    /// Puts the row, or takes out what its key had before.
     pub(super) fn put(&mut self, row: &Row) -> Result<(), Fault> {
+        let done = self.try_put(row);
+        if done.is_err() {
+            self.withdraw(row.key());
+        }
+        done
+    }
+
+    /// Ends the row of that key, if there is one. Rows to which others refer stay as shells that serve nothing.
+    fn withdraw(&mut self, key: Key) {
+        if self.remove(key).is_ok() {
+            return;
+        }
+        match key {
+            Key::Service(ServiceKey::Set(id)) => self.services.silence_set(id),
+            Key::Service(ServiceKey::Port(id)) => self.services.silence_port(id),
+            Key::Overlay(OverlayKey::NextHop(id)) => self.overlay.silence_hop(id),
+            Key::Overlay(OverlayKey::Peer(id)) => self.overlay.silence_peer(id),
+            // There was none.
+            _ => {}
+        }
+    }
+
+    fn try_put(&mut self, row: &Row) -> Result<(), Fault> {
         match row {
             Row::Node(row) => self.put_node(row),
             Row::Link(row) => self.put_link(row),
@@ -153,9 +180,18 @@ impl Tables<'_> {
             && self.policy.settle(clamp(*budget))
     }
 
-    /// What keeps the change from being whole.
-    pub(super) fn incomplete(&self) -> Option<(Key, Fault)> {
-        let (set, fault) = self.services.incomplete()?;
+    /// Whether there are sets of which parts are missing.
+    pub(super) const fn is_incomplete(&self) -> bool {
+        self.services.is_incomplete()
+    }
+
+    /// The next set of which parts are missing, from that slot on; `None` at the end, or when the budget is used up.
+    pub(super) fn incomplete_from(
+        &self,
+        from: &mut usize,
+        budget: &mut usize,
+    ) -> Option<(Key, Fault)> {
+        let (set, fault) = self.services.incomplete_from(from, budget)?;
         Some((Key::Service(ServiceKey::Set(set)), fault))
     }
 
@@ -213,13 +249,27 @@ impl Tables<'_> {
         let before = self.link_slot(row.id);
         self.remove_link_rows(row.id);
         for address in &row.addresses {
-            self.know((*address).into(), |known| known.with_link(Some(row.id)))
-                .map_err(|full| (Field::Addresses, RejectReason::Full(full.capacity)))?;
+            let full = self.know((*address).into(), |known| known.with_link(Some(row.id)));
+            if let Err(full) = full {
+                self.forget_addresses(row);
+                return Err((Field::Addresses, RejectReason::Full(full.capacity)));
+            }
         }
         // Its limits and its mark are rows of their own, and stay.
         self.links
             .write(row.id.index(), Link::new(row).treated_as(&before));
         Ok(())
+    }
+
+    /// Takes the addresses of a link that is not there (any more).
+    fn forget_addresses(&mut self, row: &LinkRow) {
+        for address in row.addresses.iter().map(|address| Address::from(*address)) {
+            let known = self.known.find_shadow(address).and_then(Known::link);
+            if known == Some(row.id) {
+                // Taking something away needs no room.
+                let _ = self.know(address, |known| known.with_link(None));
+            }
+        }
     }
 
     fn put_bandwidth(&mut self, row: &BandwidthRow) -> Result<(), Fault> {

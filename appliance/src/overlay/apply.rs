@@ -12,6 +12,10 @@ use sluice_contract::report::{Field, RejectReason};
 
 type Fault = (Field, RejectReason);
 
+/// The number of no neighbor: there is room for fewer.
+const NO_HOP: u16 = u16::MAX;
+const _: () = assert!(super::Limits::LARGE.next_hops < NO_HOP);
+
 impl Overlay<'_> {
     /// Puts a row into the shadow.
     pub(crate) fn put(&mut self, row: &OverlayRow) -> Result<(), Fault> {
@@ -172,6 +176,40 @@ impl Overlay<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A neighbor whose new row was refused, and to which peers or routes refer: it does not answer, and has no address.
+    pub(crate) fn silence_hop(&mut self, id: NextHopId) {
+        let index = usize::from(id.0);
+        if let Some(old) = self.hops.shadow_at(index).copied()
+            && old.present != 0
+        {
+            self.neighbors.remove(old.address);
+            let hop = Hop {
+                present: 1,
+                users: old.users,
+                ..Slot::empty()
+            };
+            self.hops.write(index, hop);
+        }
+    }
+
+    /// A peer whose new row was refused, and behind which ranges lie: nothing leads to it, and nothing comes from it.
+    pub(crate) fn silence_peer(&mut self, id: PeerId) {
+        let index = usize::from(id.0);
+        if let Some(old) = self.peers.shadow_at(index).copied()
+            && old.present != 0
+        {
+            self.sources.remove(old.address);
+            self.count_hop(NextHopId(old.next_hop), -1);
+            let peer = Peer {
+                present: 1,
+                next_hop: NO_HOP,
+                users: old.users,
+                ..Slot::empty()
+            };
+            self.peers.write(index, peer);
+        }
     }
 
     /// A route uses the neighbor, or no longer.

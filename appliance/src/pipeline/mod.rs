@@ -28,7 +28,7 @@ mod transit;
 mod tunnel;
 
 use crate::address::Address;
-use crate::apply::{Apply, Outcome};
+use crate::apply::{Apply, Outcome, Refusals};
 use crate::arena::{Arena, OutOfMemory};
 use crate::conntrack::Conntrack;
 use crate::frame::Frame;
@@ -177,7 +177,7 @@ impl<'m> Pipeline<'m> {
             ToGuest::Commit { generation } => apply.commit(tables, *generation),
             _ => Outcome::Noted,
         };
-        if let Outcome::Committed(_) = outcome {
+        if let Outcome::Committed { .. } = outcome {
             self.settle_connections();
         }
         outcome
@@ -207,9 +207,29 @@ impl<'m> Pipeline<'m> {
         self.apply.is_busy()
     }
 
-    /// A slice of the work that a change left behind, at most `budget` rows of it; `true` when nothing is left.
+    /// A slice of the work that a change left behind, at most `budget` rows of it; `true` when nothing is left, or nothing
+    /// can be done before [`Self::refusals`] are sent.
     pub fn work(&mut self, budget: usize) -> bool {
-        self.apply.work(&mut self.tables, budget)
+        let done = self.apply.work(&mut self.tables, budget);
+        if self.apply.has_outcome() {
+            self.settle_connections();
+        }
+        done
+    }
+
+    /// The outcome of a commit that [`Self::work`] finished, once.
+    pub const fn take_outcome(&mut self) -> Option<Outcome> {
+        self.apply.take_outcome()
+    }
+
+    /// Rows that were refused, and that the host is to hear of before the next message is taken.
+    pub fn refusals(&self) -> Option<&Refusals> {
+        self.apply.refusals()
+    }
+
+    /// The host hears of them.
+    pub fn clear_refusals(&mut self) {
+        self.apply.clear_refusals();
     }
 
     pub const fn tables(&self) -> &Tables<'m> {

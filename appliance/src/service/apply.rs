@@ -2,7 +2,7 @@
 
 use super::tables::{
     Backend, CLUSTER, Chunk, DIRECT_RETURN, ENDPOINTS, EXTERNAL_LOCAL, Frontend, FrontendKey,
-    INTERNAL_LOCAL, LOCAL, Member, PRESENT, Port, SERVING, Services, Set, Source, V6,
+    INTERNAL_LOCAL, LOCAL, Member, PRESENT, Port, REFUSED, SERVING, Services, Set, Source, V6,
 };
 use crate::address::Address;
 use crate::apply::Fault;
@@ -29,7 +29,7 @@ impl Services<'_> {
         self.members.clear();
         self.chunks.clear();
         self.sources.clear();
-        self.incomplete = 0;
+        self.incomplete.shadow = 0;
     }
 
     pub(crate) fn clear_slice(&mut self, budget: &mut usize) -> bool {
@@ -43,8 +43,7 @@ impl Services<'_> {
     }
 
     pub(crate) fn sync_slice(&mut self, budget: &mut usize) -> bool {
-        // What is in force is complete.
-        self.incomplete = 0;
+        self.incomplete.shadow = self.incomplete.live;
         self.frontends.sync_slice(budget)
             && self.ports.sync_slice(budget)
             && self.sets.sync_slice(budget)
@@ -55,6 +54,7 @@ impl Services<'_> {
     }
 
     pub(crate) fn exchange(&mut self) {
+        core::mem::swap(&mut self.incomplete.live, &mut self.incomplete.shadow);
         self.frontends.exchange();
         self.ports.exchange();
         self.sets.exchange();
@@ -64,22 +64,56 @@ impl Services<'_> {
         self.sources.exchange();
     }
 
-    /// A set of the shadow of which parts are missing, if there is one.
-    ///
-    /// # Cost
-    /// A comparison, unless there is one: then the whole table of sets.
-    pub(crate) fn incomplete(&self) -> Option<(SetId, Fault)> {
-        if self.incomplete == 0 {
-            return None;
+    /// Whether there is a set of the shadow of which parts are missing.
+    pub(crate) const fn is_incomplete(&self) -> bool {
+        self.incomplete.shadow != 0
+    }
+
+    /// The next set of the shadow of which parts are missing, from the slot `from` on, at most `budget` slots further.
+    pub(crate) fn incomplete_from(
+        &self,
+        from: &mut usize,
+        budget: &mut usize,
+    ) -> Option<(SetId, Fault)> {
+        let sets = self.sets.shadow().get(*from..)?;
+        for set in sets.iter().take(*budget) {
+            *from += 1;
+            *budget -= 1;
+            // A set that was refused itself is known to be out of use.
+            if set.flags & PRESENT == 0 || set.flags & REFUSED != 0 || set.is_complete() {
+                continue;
+            }
+            let fault = if set.repeats > 0 {
+                (Field::Address, RejectReason::Incomplete(set.repeats.into()))
+            } else {
+                (Field::Count, RejectReason::Incomplete(set.missing()))
+            };
+            return Some((set.id(), fault));
         }
-        let mut sets = self.sets.shadow().iter();
-        let set = sets.find(|set| set.flags & PRESENT != 0 && !set.is_complete())?;
-        let fault = if set.repeats > 0 {
-            (Field::Address, RejectReason::Taken)
-        } else {
-            (Field::Count, RejectReason::Incomplete(set.missing()))
+        None
+    }
+
+    /// A set whose new row was refused, and to which ports refer.
+    pub(crate) fn silence_set(&mut self, id: SetId) {
+        if let Some(old) = self.sets.find_shadow(id.0).copied() {
+            let mut set = old;
+            set.flags |= REFUSED;
+            // The row is there, so there is room for it.
+            let _ = self.store(Some(&old), Some(set));
+        }
+    }
+
+    /// A port whose new row was refused, and to which frontends refer: it has no endpoints.
+    pub(crate) fn silence_port(&mut self, id: PortId) {
+        let Some(old) = self.ports.find_shadow(id.0).copied() else {
+            return;
         };
-        Some((set.id(), fault))
+        let mut port = Port::empty_of(id);
+        port.flags = PRESENT | old.flags & V6;
+        port.references = old.references;
+        // The row is there, so there is room for it.
+        let _ = self.ports.put(port);
+        self.refer(old.sets, false);
     }
 
     /// Writes a set back, and keeps count of those that are not complete.
@@ -88,7 +122,8 @@ impl Services<'_> {
         if let Some(new) = new {
             self.sets.put(new).map_err(full)?;
         }
-        self.incomplete = (self.incomplete + broken(new.as_ref())).saturating_sub(broken(old));
+        let incomplete = &mut self.incomplete.shadow;
+        *incomplete = (*incomplete + broken(new.as_ref())).saturating_sub(broken(old));
         Ok(())
     }
 
@@ -102,7 +137,7 @@ impl Services<'_> {
         let mut set = old.unwrap_or_else(|| Set::empty_of(row.id));
         let flags = PRESENT | if row.family == Family::V6 { V6 } else { 0 };
         let used = set.backends > 0 || set.references > 0;
-        if used && set.flags != flags {
+        if used && set.family() != row.family {
             return Err((Field::Family, RejectReason::InUse(set.references)));
         }
         set.flags = flags;
@@ -142,12 +177,18 @@ impl Services<'_> {
         if let Some(former) = &former {
             self.leave(&mut changed, former);
         }
-        self.join(&mut changed, &backend)?;
         if former.is_none() {
             changed.backends = changed.backends.saturating_add(1);
             changed.index_sum = changed.index_sum.saturating_add(u32::from(row.index));
         }
-        self.store(Some(&set), Some(changed))
+        let joined = self.join(&mut changed, &backend);
+        if joined.is_err() {
+            self.backends.remove((row.set.0, row.index));
+            changed.backends = changed.backends.saturating_sub(1);
+            changed.index_sum = changed.index_sum.saturating_sub(u32::from(row.index));
+        }
+        self.store(Some(&set), Some(changed))?;
+        joined
     }
 
     pub(crate) fn remove_backend(&mut self, id: SetId, index: u16) -> Result<(), Fault> {
@@ -163,7 +204,7 @@ impl Services<'_> {
     }
 
     /// One more place of the set names that backend. When backends trade places, one is named twice until the other has moved;
-    /// a change that ends so is refused.
+    /// a set that ends so is not used.
     fn join(&mut self, set: &mut Set, backend: &Backend) -> Result<(), Fault> {
         let places = self.places(set, backend);
         self.set_places(set, backend, places.saturating_add(1))?;

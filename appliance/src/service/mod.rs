@@ -211,7 +211,7 @@ pub fn confirm(
     if kind == FrontendKind::LoadBalancer && !may_use(services, id, port, question) {
         return Err(NoChoice::SourceRange(id));
     }
-    let serves = |set| services.has(set, target.address, target.port);
+    let serves = |set| services.is_usable(set) && services.has(set, target.address, target.port);
     if !port.serving().is_some_and(serves) {
         return Err(NoChoice::NoLocalEndpoint(id));
     }
@@ -275,13 +275,13 @@ fn backend(
     set: SetId,
 ) -> Option<(Address, u16)> {
     let services = tables.services();
+    let row = services.sets.find(set.0).filter(|set| set.is_complete())?;
     if port.affinity != 0
         && let Some((address, port)) = affinities.recall(id, question.flow.source(), question.now)
         && services.has(set, address, port)
     {
         return Some((address, port));
     }
-    let row = services.sets.find(set.0)?;
     let index = match place_in(tables, row, question.flow)? {
         Spread::Backend(index) => index,
         Spread::Slot { chunk, slot } => {

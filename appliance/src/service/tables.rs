@@ -5,7 +5,7 @@ use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
 use crate::flow::Flow;
 use crate::hash::Hasher;
-use crate::tables::Place;
+use crate::tables::{Place, Single};
 use crate::twin::{Keyed, Slot, Twin};
 use sluice_contract::service::{FrontendKind, PortId, SetId};
 use sluice_contract::{Prefix, Protocol, limits};
@@ -156,6 +156,8 @@ pub(super) const ENDPOINTS: u8 = 4;
 pub(super) const INTERNAL_LOCAL: u8 = 8;
 pub(super) const EXTERNAL_LOCAL: u8 = 16;
 pub(super) const DIRECT_RETURN: u8 = 32;
+/// Bit of [`Set::flags`], besides `PRESENT` and `V6`: its last row was refused, so it is not used.
+pub(super) const REFUSED: u8 = 4;
 /// Places in [`Port::sets`].
 pub(super) const CLUSTER: usize = 0;
 pub(super) const LOCAL: usize = 1;
@@ -294,7 +296,7 @@ impl Set {
         family(self.flags)
     }
 
-    /// Whether everything is there that the set consists of. Of all sets of n different indexes only 0…n−1 has the least sum, so
+    /// Whether the set may be used: everything is there that it consists of, and its row was taken. Of all sets of n different indexes only 0…n−1 has the least sum, so
     /// number and sum tell.
     pub(super) const fn is_complete(&self) -> bool {
         let chunks = self.slots.div_ceil(limits::SLOT_CHUNK as u16);
@@ -304,6 +306,7 @@ impl Set {
             && self.chunk_sum == least_sum(chunks)
             && self.stale == 0
             && self.repeats == 0
+            && self.flags & REFUSED == 0
     }
 
     /// How many parts are missing or too many, at least one if it is not complete.
@@ -515,8 +518,8 @@ pub struct Services<'m> {
     pub(crate) members: Twin<'m, Member>,
     pub(crate) chunks: Twin<'m, Chunk>,
     pub(crate) sources: Twin<'m, Source>,
-    /// Sets of the shadow that are not complete.
-    pub(super) incomplete: u32,
+    /// Sets that may not be used.
+    pub(super) incomplete: Single<u32>,
     pub(crate) hasher: Hasher,
 }
 
@@ -538,7 +541,7 @@ impl<'m> Services<'m> {
             members: Twin::keyed(arena, limits.backends, hasher)?,
             chunks: Twin::keyed(arena, limits.chunks, hasher)?,
             sources: Twin::keyed(arena, limits.sources, hasher)?,
-            incomplete: 0,
+            incomplete: Single::default(),
             hasher,
         })
     }
@@ -556,6 +559,12 @@ impl<'m> Services<'m> {
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports.find(id.0)
+    }
+
+    /// Whether the set may be used.
+    #[inline]
+    pub fn is_usable(&self, set: SetId) -> bool {
+        self.sets.find(set.0).is_some_and(Set::is_complete)
     }
 
     /// Whether the set has that backend.

@@ -17,6 +17,7 @@ use crate::tables::Capacity;
 use crate::time::{Duration, Instant};
 use crate::verdict::{Originate, Verdict};
 use crate::wire::{checksum, ethernet, icmp, ipv4, ipv6, protocol, tcp, udp};
+use sluice_contract::report::Reject;
 use sluice_contract::row::LinkRow;
 use sluice_contract::{DropReason, Generation, Identity, LinkId, Mac, Row, ToGuest};
 use std::vec::Vec;
@@ -404,6 +405,8 @@ pub struct BenchIn<'m> {
     pub now: Instant,
     pub originated: Originated,
     generation: u64,
+    /// What the last change left out.
+    pub refused: Vec<Reject>,
 }
 
 impl Bench {
@@ -443,6 +446,7 @@ impl<'m> BenchIn<'m> {
             now: Instant::from_micros(1_000_000_000),
             originated: Originated::default(),
             generation: 0,
+            refused: Vec::new(),
         }
     }
 
@@ -452,29 +456,45 @@ impl<'m> BenchIn<'m> {
     /// If the pipeline refuses it.
     pub fn commit(&mut self, rows: &[Row]) {
         let outcome = self.change(&rows.iter().cloned().map(ToGuest::Put).collect::<Vec<_>>());
-        assert!(
-            matches!(outcome, crate::apply::Outcome::Committed(_)),
-            "{outcome:?}"
-        );
+        assert!(outcome.is_whole(), "{outcome:?}: {:?}", self.refused);
     }
 
-    /// One change of these messages, and its outcome.
+    /// One change of these messages, and its outcome. What was refused of it stands in [`Self::refused`].
     pub fn change(&mut self, messages: &[ToGuest]) -> crate::apply::Outcome {
+        self.change_from(false, messages)
+    }
+
+    /// The same, from empty tables if it is `fresh`.
+    pub fn change_from(&mut self, fresh: bool, messages: &[ToGuest]) -> crate::apply::Outcome {
+        use crate::apply::Outcome;
+        self.refused.clear();
         self.generation += 1;
         let generation = Generation(self.generation);
-        let begin = ToGuest::Begin {
-            generation,
-            fresh: false,
-        };
+        let begin = ToGuest::Begin { generation, fresh };
         let commit = ToGuest::Commit { generation };
         for message in [&begin].into_iter().chain(messages).chain([&commit]) {
-            while !self.pipeline.work(64) {}
+            self.settle();
             match self.pipeline.configure(message) {
-                crate::apply::Outcome::Noted => {}
-                outcome => return outcome,
+                Outcome::Noted | Outcome::LeftOut(_) => {}
+                outcome => {
+                    self.settle();
+                    return outcome;
+                }
             }
         }
-        crate::apply::Outcome::Noted
+        self.settle();
+        self.pipeline.take_outcome().unwrap_or(Outcome::Noted)
+    }
+
+    /// Lets the tables come to rest, and takes what they refused.
+    fn settle(&mut self) {
+        while self.pipeline.is_applying() || self.pipeline.refusals().is_some() {
+            self.pipeline.work(64);
+            if let Some(refusals) = self.pipeline.refusals() {
+                self.refused.extend(&refusals.rows);
+                self.pipeline.clear_refusals();
+            }
+        }
     }
 
     /// Sends a frame from a link through the pipeline.

@@ -32,7 +32,7 @@ impl Host {
         };
         self.sequence += 1;
         self.session.receive(&envelope, &mut bench.pipeline, 0);
-        std::iter::from_fn(|| self.session.poll(&bench.pipeline))
+        std::iter::from_fn(|| self.session.poll(&mut bench.pipeline))
             .map(|envelope| envelope.message)
             .collect()
     }

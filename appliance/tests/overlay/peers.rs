@@ -13,9 +13,12 @@ use sluice_contract::{DropReason, Key, Row, ToGuest};
 #[test]
 fn rows_that_others_refer_to_stay_and_nonsense_is_refused_naming_the_field() {
     let mut bench = node(1, Family::V4, tunnel(1, TunnelProtocol::Vxlan));
-    let mut refused = |message: ToGuest| match bench.change(&[message]) {
-        sluice_appliance::apply::Outcome::Refused(_, reject) => (reject.field, reject.reason),
-        other => panic!("{other:?}"),
+    let mut refused = |message: ToGuest| {
+        bench.change(&[message]);
+        match bench.refused[..] {
+            [reject] => (reject.field, reject.reason),
+            ref other => panic!("{other:?}"),
+        }
     };
     let remove = |key| ToGuest::Remove(Key::Overlay(key));
     let in_use = |key| match key {

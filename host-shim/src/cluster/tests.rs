@@ -75,7 +75,7 @@ impl Ground {
     /// The guest comes, and the node begins to talk.
     fn serve(&mut self) {
         let listener = UnixListener::bind_addr(&self.address).unwrap();
-        self.control.serve(listener).unwrap();
+        self.control.serve(listener, |_| true).unwrap();
         let (guest, address) = (self.guest.clone(), self.address.clone());
         self.serve = Some(std::thread::spawn(move || {
             let mut stream = UnixStream::connect_addr(&address).unwrap();

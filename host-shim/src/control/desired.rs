@@ -2,11 +2,14 @@
 //!
 //! Beside them stands what has changed since the guest was last told: a change costs what has changed, however many rows
 //! there are. What the guest has need not be kept: after any doubt it gets everything again.
+//!
+//! What the guest refuses stays desired: it may be taken once something else has changed, so it is offered again now and
+//! then.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sluice_contract::frame::FRAME_MAX;
-use sluice_contract::overlay::{OverlayKey, OverlayRow};
+use sluice_contract::policy::PolicyKey;
 use sluice_contract::report::{Reject, RejectReason};
 use sluice_contract::{Key, Row};
 
@@ -14,11 +17,21 @@ use sluice_contract::{Key, Row};
 #[derive(Debug, Default)]
 pub struct Desired {
     rows: BTreeMap<Key, Box<[u8]>>,
-    /// Rows that the guest refused: left out until they change.
-    refused: BTreeMap<Key, Reject>,
-    /// What differs from what the guest was told last, and whether it has a row there.
+    /// Rows that are desired and that the guest does not have, or does not use.
+    refused: BTreeMap<Key, Refusal>,
+    /// What differs from what the guest was told last, and whether it may have a row there.
     changed: BTreeMap<Key, bool>,
+    /// The guest denies more than the rows say, because some did not fit. Only a fresh change ends that.
+    guarded: bool,
     revision: u64,
+}
+
+/// Why the guest does not have a row.
+#[derive(Debug)]
+struct Refusal {
+    reject: Reject,
+    /// It is offered again in the change that is under way: unless it is refused again, it is taken.
+    offered: bool,
 }
 
 /// What the guest is told.
@@ -26,6 +39,19 @@ pub struct Desired {
 pub(super) enum Change {
     Put(Box<Row>),
     Remove(Key),
+}
+
+/// What a refusal amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// A desired row is not in force.
+    Row,
+    /// It was not before, for the same reason.
+    Again,
+    /// Nothing is missing: the row was not there when it was to go, or is another one by now.
+    Nothing,
+    /// A row that should be gone is still there.
+    Left,
 }
 
 impl Desired {
@@ -49,9 +75,8 @@ impl Desired {
             self.put_row(&row);
         }
         for key in remove {
-            let had = self.guest_has(&key);
             if self.rows.remove(&key).is_some() {
-                self.changed.entry(key).or_insert(had);
+                self.changed.entry(key).or_insert(true);
             }
             self.refused.remove(&key);
         }
@@ -67,7 +92,7 @@ impl Desired {
             tracing::error!(?key, "a row is too long to be sent");
             return;
         };
-        let had = self.guest_has(&key);
+        let had = self.rows.contains_key(&key);
         let is_same = self.rows.get(&key).is_some_and(|there| **there == *bytes);
         if is_same && !self.refused.contains_key(&key) {
             return;
@@ -75,10 +100,6 @@ impl Desired {
         self.refused.remove(&key);
         self.changed.entry(key).or_insert(had);
         self.rows.insert(key, Box::from(&*bytes));
-    }
-
-    fn guest_has(&self, key: &Key) -> bool {
-        self.rows.contains_key(key) && !self.refused.contains_key(key)
     }
 
     /// The number of the last change.
@@ -103,70 +124,63 @@ impl Desired {
 
     /// Why the guest does not have this row, if it refused it.
     pub fn refusal(&self, key: Key) -> Option<Reject> {
-        self.refused.get(&key).copied()
+        self.refused.get(&key).map(|refusal| refusal.reject)
     }
 
     /// All refusals.
-    pub fn refusals(&self) -> impl Iterator<Item = (Key, Reject)> + '_ {
-        self.refused.iter().map(|(key, reject)| (*key, *reject))
+    pub fn refusals(&self) -> impl ExactSizeIterator<Item = (Key, Reject)> + '_ {
+        self.refused
+            .iter()
+            .map(|(key, refusal)| (*key, refusal.reject))
     }
 
-    /// Leaves a row out because the guest refused it; `false` if that is no way out.
-    ///
-    /// Policy and Services without the rows that did not fit would be other policy and Services, and every further row
-    /// would not fit either: then what was in force before stays in force as a whole.
-    pub(super) fn refuse(&mut self, key: Key, reject: Reject) -> bool {
-        let is_of_cluster = matches!(key, Key::Policy(_) | Key::Service(_));
-        let is_full = matches!(reject.reason, RejectReason::Full(_));
-        if !self.rows.contains_key(&key)
-            || self.refused.contains_key(&key)
-            || (is_of_cluster && is_full)
-        {
-            return false;
-        }
-        self.refused.insert(key, reject);
-        if let (RejectReason::Full(capacity), Key::Overlay(full)) = (reject.reason, key) {
-            self.refuse_beyond(full, capacity as usize, reject);
-        }
-        true
-    }
-
-    /// Peers and next hops are numbered: where one does not fit, none above does, nor what refers to it. Each refusal costs
-    /// a session, and nothing else comes into force meanwhile.
-    fn refuse_beyond(&mut self, full: OverlayKey, capacity: usize, reject: Reject) {
-        let (mut hops, mut peers) = (BTreeSet::new(), BTreeSet::new());
-        match full {
-            OverlayKey::NextHop(id) => drop(hops.insert(id)),
-            OverlayKey::Peer(id) => drop(peers.insert(id)),
-            OverlayKey::Tunnel | OverlayKey::Remote(_) => return,
-        }
-        // In the order of keys: next hops, peers, ranges.
-        let overlay: Vec<Key> = self.rows.keys().copied().filter(is_way).collect();
-        for key in overlay {
-            let Some(row) = self.row(&key) else { continue };
-            let is_beyond = match (*row, full) {
-                (Row::Overlay(OverlayRow::NextHop(row)), OverlayKey::NextHop(_)) => {
-                    usize::from(row.id.0) >= capacity && hops.insert(row.id)
-                }
-                (Row::Overlay(OverlayRow::Peer(row)), _) => {
-                    let full = matches!(full, OverlayKey::Peer(_));
-                    let beyond = full && usize::from(row.id.0) >= capacity;
-                    (beyond || hops.contains(&row.next_hop)) && peers.insert(row.id)
-                }
-                (Row::Overlay(OverlayRow::Remote(row)), _) => peers.contains(&row.peer),
-                (Row::Route(row), _) => row.next_hop.is_some_and(|hop| hops.contains(&hop)),
-                _ => false,
+    /// The guest left this out of the change that is under way.
+    pub(super) fn refuse(&mut self, key: Key, reject: Reject) -> Refused {
+        if !self.rows.contains_key(&key) {
+            return match reject.reason {
+                RejectReason::InUse(_) => Refused::Left,
+                _ => Refused::Nothing,
             };
-            if is_beyond {
-                self.refused.insert(key, reject);
-            }
         }
+        if self.changed.contains_key(&key) {
+            return Refused::Nothing;
+        }
+        let offered = false;
+        let former = self.refused.insert(key, Refusal { reject, offered });
+        self.guarded |= guards(&key);
+        match former {
+            Some(former) if former.reject == reject => Refused::Again,
+            _ => Refused::Row,
+        }
+    }
+
+    /// The change that was under way is in force; how many rows are not.
+    pub(super) fn in_force(&mut self) -> usize {
+        self.refused.retain(|_, refusal| !refusal.offered);
+        self.refused.len()
+    }
+
+    /// Whether only a fresh change ends what the guest denies for rows that did not fit, and that all fit now.
+    pub(super) fn is_guarded_for_nothing(&self) -> bool {
+        self.guarded && !self.refused.keys().any(guards)
+    }
+
+    /// Offers the guest again what it refused, with the next change.
+    pub(super) fn offer_again(&mut self) {
+        let refused = self.refused.iter().filter(|(_, it)| !is_there(&it.reject));
+        let keys = refused.map(|(key, _)| (*key, true));
+        let keys: Vec<_> = keys.collect();
+        for (key, had) in keys {
+            self.changed.entry(key).or_insert(had);
+        }
+    }
+
+    /// Whether there is anything that [`Self::offer_again`] would offer.
+    pub(super) fn has_offers(&self) -> bool {
+        self.refused.values().any(|it| !is_there(&it.reject))
     }
 
     fn row(&self, key: &Key) -> Option<Box<Row>> {
-        if self.refused.contains_key(key) {
-            return None;
-        }
         let row = postcard::from_bytes(self.rows.get(key)?);
         // They were written by the same code.
         row.ok().map(Box::new)
@@ -175,6 +189,10 @@ impl Desired {
     /// All rows, for a guest that has none.
     pub(super) fn take_all(&mut self) -> Vec<Change> {
         self.changed.clear();
+        self.guarded = false;
+        for refusal in self.refused.values_mut() {
+            refusal.offered = true;
+        }
         let rows = self.rows.keys().filter_map(|key| self.row(key));
         rows.map(Change::Put).collect()
     }
@@ -184,6 +202,10 @@ impl Desired {
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         let changed = std::mem::take(&mut self.changed);
         let (mut first, mut puts, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, refusal) in &mut self.refused {
+            // Sets that are not complete are named with each change that leaves them so.
+            refusal.offered = changed.contains_key(key) || is_there(&refusal.reject);
+        }
         for (key, had) in changed {
             match self.row(&key) {
                 Some(row) => puts.push(Change::Put(row)),
@@ -198,86 +220,19 @@ impl Desired {
     }
 }
 
-fn is_way(key: &Key) -> bool {
-    matches!(key, Key::Overlay(_) | Key::Route(_))
+/// Whether the guest has the row, and only does not use it.
+const fn is_there(reject: &Reject) -> bool {
+    matches!(reject.reason, RejectReason::Incomplete(_))
 }
 
-fn is_referring(key: &Key) -> bool {
+/// Rows without which the guest denies more than the others say.
+const fn guards(key: &Key) -> bool {
+    matches!(
+        key,
+        Key::Policy(PolicyKey::Identity(_) | PolicyKey::Class(..))
+    )
+}
+
+const fn is_referring(key: &Key) -> bool {
     matches!(key, Key::Service(_) | Key::Overlay(_) | Key::Route(_))
-}
-
-#[cfg(test)]
-mod tests {
-    use sluice_contract::overlay::{NextHopId, NextHopRow, PeerId, PeerRow, RemoteRow};
-    use sluice_contract::report::Field;
-    use sluice_contract::row::RouteRow;
-    use sluice_contract::{Mac, Prefix};
-
-    use super::*;
-
-    /// Four nodes, each behind a neighbor of its own, with a range and a route by the neighbor.
-    fn four() -> Desired {
-        let mut desired = Desired::default();
-        for n in 0..4_u8 {
-            let (id, next_hop) = (PeerId(n.into()), NextHopId(n.into()));
-            let mac = Mac([2, 0, 0, 0, 0, n]);
-            let range = |first: u8| Prefix::new([first, n, 0, 0].into(), 16).unwrap();
-            let address = [192, 0, 2, n].into();
-            desired.put([
-                Row::Overlay(OverlayRow::NextHop(NextHopRow {
-                    id: next_hop,
-                    address,
-                    mac: Some(mac),
-                })),
-                Row::Overlay(OverlayRow::Peer(PeerRow {
-                    id,
-                    address,
-                    mac,
-                    next_hop,
-                    mtu: 1500,
-                    direct: false,
-                })),
-                Row::Overlay(OverlayRow::Remote(RemoteRow {
-                    prefix: range(10),
-                    peer: id,
-                })),
-                Row::Route(RouteRow {
-                    prefix: range(172),
-                    next_hop: Some(next_hop),
-                }),
-            ]);
-        }
-        desired
-    }
-
-    fn refused(desired: &mut Desired, key: OverlayKey, capacity: u32) -> usize {
-        let reject = Reject {
-            object: Some(Key::Overlay(key)),
-            field: Field::Id,
-            reason: RejectReason::Full(capacity),
-        };
-        assert!(desired.refuse(Key::Overlay(key), reject));
-        desired.refusals().count()
-    }
-
-    #[test]
-    fn where_one_node_does_not_fit_none_above_is_tried() {
-        let mut desired = four();
-        // Two peers and their ranges; the neighbors and routes fit.
-        assert_eq!(refused(&mut desired, OverlayKey::Peer(PeerId(2)), 2), 4);
-        assert_eq!(desired.take_all().len(), 12);
-        let mut desired = four();
-        assert_eq!(
-            refused(&mut desired, OverlayKey::NextHop(NextHopId(3)), 3),
-            4
-        );
-        // One that changes is tried again.
-        let moved = NextHopRow {
-            id: NextHopId(3),
-            address: [192, 0, 2, 9].into(),
-            mac: None,
-        };
-        desired.put([Row::Overlay(OverlayRow::NextHop(moved))]);
-        assert_eq!(desired.refusals().count(), 3);
-    }
 }

@@ -6,12 +6,15 @@
 #[cfg(test)]
 mod changes_tests;
 mod desired;
+#[cfg(test)]
+mod refusal_tests;
 mod server;
 pub mod session;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,6 +30,7 @@ use sluice_contract::message::{Counter, GuestHello};
 use sluice_contract::name::Learnt;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::report::{Reject, RejectReason};
+use sluice_contract::service::ServiceKey;
 use sluice_contract::{Generation, Key, LinkId, Row, VERSION};
 
 use self::desired::Desired;
@@ -36,6 +40,9 @@ use self::session::Event;
 const WAITING: usize = 1024;
 /// Lines of the guest kept for the status.
 const NOTES: usize = 16;
+/// Refused rows that are spelled out in the status, and new ones of one change in the log; the others are counted.
+const SPELLED: usize = 64;
+const LOGGED: usize = 8;
 /// Lines of the guest that are logged in a second; the others are counted.
 const LINES_PER_SECOND: u32 = 20;
 
@@ -59,9 +66,11 @@ pub struct ControlStatus {
     pub resyncs: u64,
     /// Times that bytes of the guest made no frame.
     pub garbage: u64,
-    /// Rows that the guest refused, and why.
+    /// Some of the rows that the guest refused, a sentence each.
     pub refused: Vec<String>,
-    /// What did not fit into the guest, so that an earlier generation is in force, if so.
+    /// How many it refused.
+    pub refused_rows: usize,
+    /// What did not fit into the guest, if so.
     pub full: Option<String>,
     /// Why nothing can be configured, if so.
     pub problem: Option<String>,
@@ -79,7 +88,7 @@ pub struct ControlStatus {
 /// Why a change is not in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotInForce {
-    #[error("The appliance refused {:?} ({:?}: {:?})", .0.object, .0.field, .0.reason)]
+    #[error("{}", words::sentence(.0))]
     Refused(Reject),
     #[error("The appliance did not answer within {0:?}")]
     Late(Duration),
@@ -104,6 +113,8 @@ struct State {
     /// Changes that are not in force yet, and since when.
     waiting: VecDeque<(u64, Instant)>,
     in_force_at: Option<Instant>,
+    /// Refusals of the change under way that were logged, or only counted.
+    refusals: usize,
     /// The guest has tables, of this life of the daemon or an earlier one.
     forwards: bool,
     /// The present second of guest lines, and how many there were in it.
@@ -152,13 +163,17 @@ impl Control {
         })))
     }
 
-    /// Starts the thread on a listening socket.
+    /// Starts the thread on a listening socket. `admits` is asked of the process that connects, by its id.
     ///
     /// # Errors
     /// When the kernel gives no thread.
-    pub fn serve(&self, listener: UnixListener) -> io::Result<()> {
+    pub fn serve(
+        &self,
+        listener: UnixListener,
+        admits: impl Fn(Option<i32>) -> bool + Send + 'static,
+    ) -> io::Result<()> {
         listener.set_nonblocking(true)?;
-        let server = server::Server::new(listener, self.0.clone());
+        let server = server::Server::new(listener, Box::new(admits), self.0.clone());
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || server.run())?;
@@ -251,13 +266,26 @@ impl Control {
     pub fn problem_of(&self, key: Key) -> Option<String> {
         let state = self.0.lock();
         if !state.desired.has(key) {
-            return Some("Nobody asks for it".into());
+            return Some("It is not configured".into());
         }
         let refusal = state.desired.refusal(key)?;
-        Some(format!(
-            "It was refused: {:?} {:?}",
-            refusal.field, refusal.reason
-        ))
+        Some(words::sentence(&refusal))
+    }
+
+    /// How many rows of the node's own are not in force: all but those of pods, Services and policies.
+    pub fn refused_of_node(&self) -> usize {
+        let is_own = |key: &Key| match key {
+            Key::Link(link) => !link.is_pod(),
+            Key::Service(key) => matches!(
+                key,
+                ServiceKey::Nat | ServiceKey::Connections | ServiceKey::Prefix(_)
+            ),
+            Key::Node | Key::Overlay(_) | Key::Route(_) => true,
+            Key::Policy(_) | Key::Bandwidth(_) | Key::Marking(_) => false,
+        };
+        let state = self.0.lock();
+        let refusals = state.desired.refusals();
+        refusals.filter(|(key, _)| is_own(key)).count()
     }
 
     /// How far the guest is.
@@ -387,18 +415,13 @@ impl State {
                 revision,
             } => self.in_force(generation, revision),
             Event::Refused(reject) => {
-                tracing::error!(?reject, "the appliance refused a change");
-                if let RejectReason::Full(capacity) = reject.reason {
-                    let text = format!(
-                        "{:?} did not fit: there is room for {capacity} rows of its kind. \
-                         The generation before stays in force; raise memory_mib",
-                        reject.object
-                    );
-                    self.status.full = Some(text);
+                self.refusals += 1;
+                if self.refusals <= LOGGED {
+                    tracing::error!("{}", words::sentence(&reject));
                 }
-                let name =
-                    |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
-                self.status.refused = self.desired.refusals().map(name).collect();
+            }
+            Event::Rejected(reject) => {
+                tracing::error!(?reject, "the appliance refused a whole change");
             }
             Event::Stats { token, counters } => self.stats = Some((token, counters)),
             Event::Names { token, names } => self.names = Some((token, names)),
@@ -462,7 +485,7 @@ impl State {
         tracing::info!(generation = generation.0, revision, "generation in force");
         self.revision = revision;
         self.status.generation = generation.0;
-        self.status.full = None;
+        self.learn_refusals();
         let mut since = None;
         while let Some((_, at)) = self.waiting.pop_front_if(|(number, _)| *number <= revision) {
             since.get_or_insert(at);
@@ -472,10 +495,28 @@ impl State {
             self.status.last_change_ms = took;
             self.status.longest_change_ms = self.status.longest_change_ms.max(took);
         }
-        let name = |(key, r): (Key, Reject)| format!("{key:?}: {:?} {:?}", r.field, r.reason);
-        self.status.refused = self.desired.refusals().map(name).collect();
         self.in_force_at.get_or_insert_with(Instant::now);
         self.forwards = true;
+    }
+
+    fn learn_refusals(&mut self) {
+        if let Some(more @ 1..) = self.refusals.checked_sub(LOGGED) {
+            tracing::error!(more, "further rows are not in force");
+        }
+        self.refusals = 0;
+        let refusals = || self.desired.refusals().map(|(_, reject)| reject);
+        let is_full = |it: &Reject| matches!(it.reason, RejectReason::Full(_));
+        let status = &mut self.status;
+        status.refused_rows = refusals().len();
+        let spelled = refusals().take(SPELLED);
+        status.refused = spelled.map(|it| words::sentence(&it)).collect();
+        let unfit = refusals().filter(is_full).count();
+        status.full = (unfit > 0).then(|| {
+            format!(
+                "{unfit} rows do not fit into the appliance and are left out; what policy needs of them is denied. \
+                 Raise memory_mib, or delete what is not needed"
+            )
+        });
     }
 
     fn note(&mut self, text: String) {

@@ -7,17 +7,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::session::Session;
 use super::{Shared, seed};
 
-/// Bytes that may wait for a guest that does not read: all rows of a large cluster, several times.
+/// Bytes that may wait for a guest that does not read. A session holds all rows once, and what is left of an earlier one goes
+/// when it begins, so only more rows than any guest takes come to this.
 const BACKLOG: usize = 64 << 20;
 /// Bytes taken from the guest at once.
 const READ_CHUNK: usize = 16 << 10;
 
+/// Whether a process, by its id, is the machine that is expected.
+type Admits = Box<dyn Fn(Option<i32>) -> bool + Send>;
+
 pub(super) struct Server {
     listener: UnixListener,
+    admits: Admits,
     shared: Arc<Shared>,
     peer: Option<Peer>,
 }
@@ -28,9 +35,10 @@ struct Peer {
 }
 
 impl Server {
-    pub(super) fn new(listener: UnixListener, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(listener: UnixListener, admits: Admits, shared: Arc<Shared>) -> Self {
         Self {
             listener,
+            admits,
             shared,
             peer: None,
         }
@@ -86,6 +94,9 @@ impl Server {
         }
         match self.listener.accept() {
             Ok((stream, _)) => {
+                if !self.is_admitted(&stream) {
+                    return;
+                }
                 if let Err(error) = stream.set_nonblocking(true) {
                     tracing::warn!(%error, "control connection refused");
                     return;
@@ -100,6 +111,22 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
         }
+    }
+
+    /// Only root, or who runs the daemon, and only the VMM that was started, if one was.
+    fn is_admitted(&self, stream: &UnixStream) -> bool {
+        let peer = getsockopt(stream, PeerCredentials).ok();
+        let (pid, uid) = peer.map(|peer| (peer.pid(), peer.uid())).unzip();
+        let is_own = uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw());
+        let is_admitted = is_own && (self.admits)(pid);
+        if !is_admitted {
+            tracing::warn!(
+                pid,
+                uid,
+                "connection to the control channel refused: not the VMM that was started"
+            );
+        }
+        is_admitted
     }
 
     fn read(&mut self) {

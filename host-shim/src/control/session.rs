@@ -2,7 +2,10 @@
 //!
 //! One rule settles every doubt (a gap, a late answer, a `Resync`, a new connection): begin a new session, say `Hello`, send
 //! all desired rows from `Begin { fresh: true }`. The guest takes that as a whole at the commit and cuts no live flow.
-//! A guest that makes doubts faster than sessions can begin is met with a growing pause.
+//! A guest that makes doubts again and again is met with a growing pause, so that it costs the host little.
+//!
+//! Rows that the guest refuses are no doubt: the others are in force. They are offered again with later changes, by which
+//! what stood in their way may have gone.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,10 +14,10 @@ use sluice_contract::frame::{self, Decoder, FRAME_MAX};
 use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
 use sluice_contract::name::Learnt;
 use sluice_contract::policy::WouldDeny;
-use sluice_contract::report::Reject;
+use sluice_contract::report::{Reject, RejectReason};
 use sluice_contract::{Generation, LinkId, ToGuest, ToHost, VERSION, limits};
 
-use super::desired::{Change, Desired};
+use super::desired::{Change, Desired, Refused};
 
 /// First and longest wait for an answer to `Hello`: a guest boots in milliseconds under KVM, in seconds under TCG.
 const GREETING: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
@@ -27,6 +30,10 @@ const COMMITTED: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(5);
 /// First and longest pause before a session that follows a broken one.
 const PAUSE: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
+/// A session that lasted for so long was not broken by whatever broke the one before.
+const CALM: Duration = Duration::from_secs(10);
+/// Shortest and longest time until refused rows are offered again.
+const OFFER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 /// Counters accepted for one question: more than any guest has.
 const COUNTERS: usize = 1 << 16;
 
@@ -42,8 +49,10 @@ pub enum Event {
         generation: Generation,
         revision: u64,
     },
-    /// The guest refused a change.
+    /// A desired row is not in force.
     Refused(Reject),
+    /// The guest took a whole change for none.
+    Rejected(Reject),
     /// The answer to a question for counters.
     Stats { token: u32, counters: Vec<Counter> },
     /// The answer to a question for names.
@@ -75,6 +84,12 @@ enum Phase {
         generation: Generation,
         revision: u64,
         until: Instant,
+        /// Rows that the guest has named as refused.
+        refused: u32,
+        /// All rows that could be offered are in it.
+        whole: bool,
+        /// The order of its rows may be why some were refused.
+        unordered: bool,
     },
 }
 
@@ -94,6 +109,13 @@ pub struct Session {
     revision: u64,
     patience: Duration,
     pause: Duration,
+    /// When the last session was broken.
+    broken: Option<Instant>,
+    /// Refused rows are offered again: with a change that comes after this time …
+    offer_after: Instant,
+    /// … or at this time, without one.
+    offer_at: Option<Instant>,
+    offer_pause: Duration,
     heard: Instant,
     ping: Option<Instant>,
     stats: Option<(u32, Vec<Counter>)>,
@@ -115,6 +137,10 @@ impl Session {
             revision: 0,
             patience: GREETING[0],
             pause: PAUSE[0],
+            broken: None,
+            offer_after: now,
+            offer_at: None,
+            offer_pause: OFFER[0],
             heard: now,
             ping: None,
             stats: None,
@@ -144,7 +170,10 @@ impl Session {
         match &self.phase {
             Phase::Pausing { until } | Phase::Greeting { until } => Some(*until),
             Phase::Committing { until, .. } => Some(*until),
-            Phase::Settled { .. } => Some(self.ping.map_or(self.heard + QUIET, |p| p + PATIENCE)),
+            Phase::Settled { .. } => {
+                let quiet = self.ping.map_or(self.heard + QUIET, |p| p + PATIENCE);
+                Some(self.offer_at.map_or(quiet, |at| at.min(quiet)))
+            }
             Phase::Refused => None,
         }
     }
@@ -165,7 +194,8 @@ impl Session {
             }
             Phase::Settled { fresh } => {
                 let fresh = *fresh;
-                if fresh || self.revision != desired.revision() {
+                let is_due = self.offer_at.is_some_and(|at| now >= at);
+                if fresh || is_due || self.revision != desired.revision() {
                     self.commit(now, fresh, desired, events);
                 } else if self.ping.is_none() && now >= self.heard + QUIET {
                     self.ping = Some(now);
@@ -248,9 +278,15 @@ impl Session {
         self.heard = now;
         match message {
             ToHost::Hello(hello) => self.greeted(hello, events),
-            ToHost::Ack { generation } => self.acknowledged(generation, events),
+            ToHost::Ack {
+                generation,
+                refused,
+            } => self.acknowledged(generation, refused, now, desired, events),
+            ToHost::Refused { generation, rows } => {
+                self.refused(generation, &rows, now, desired, events);
+            }
             ToHost::Reject { generation, reject } => {
-                self.rejected(generation, reject, now, desired, events);
+                self.rejected(generation, reject, now, events);
             }
             ToHost::Resync { .. } => self.restart(now, "the guest asked for it", events),
             ToHost::Pong { .. } => self.ping = None,
@@ -291,50 +327,102 @@ impl Session {
         }
     }
 
-    fn acknowledged(&mut self, acknowledged: Generation, events: &mut Vec<Event>) {
+    fn acknowledged(
+        &mut self,
+        acknowledged: Generation,
+        counted: u32,
+        now: Instant,
+        desired: &mut Desired,
+        events: &mut Vec<Event>,
+    ) {
         let Phase::Committing {
             generation,
             revision,
+            refused,
+            whole,
+            unordered,
             ..
-        } = &self.phase
+        } = self.phase
         else {
             return;
         };
-        if *generation != acknowledged {
+        if generation != acknowledged {
             return;
         }
-        self.revision = *revision;
-        self.pause = PAUSE[0];
-        events.push(Event::InForce {
-            generation: acknowledged,
-            revision: *revision,
-        });
+        if counted != refused {
+            return self.restart(now, "the guest did not name all that it refused", events);
+        }
+        self.revision = revision;
+        let before = desired.refusals().len();
+        let left = desired.in_force();
         self.phase = Phase::Settled { fresh: false };
+        events.push(Event::InForce {
+            generation,
+            revision,
+        });
+        if desired.is_guarded_for_nothing() {
+            return self.restart(now, "rows that did not fit before fit now", events);
+        }
+        if left < before {
+            self.offer_pause = OFFER[0];
+        }
+        if whole {
+            self.offer_after = now + self.offer_pause;
+        } else if unordered && left > 0 {
+            self.offer_at = Some(now);
+        }
     }
 
-    /// The change is not in force. Without the row that was refused the rest may be.
+    /// Rows that are left out of the change under way. What names no desired row needs nothing.
+    fn refused(
+        &mut self,
+        of: Generation,
+        rows: &[Reject],
+        now: Instant,
+        desired: &mut Desired,
+        events: &mut Vec<Event>,
+    ) {
+        let Phase::Committing {
+            generation,
+            refused,
+            unordered,
+            ..
+        } = &mut self.phase
+        else {
+            return;
+        };
+        if *generation != of {
+            return;
+        }
+        let mut left = false;
+        for reject in rows {
+            *refused = refused.saturating_add(1);
+            let Some(key) = reject.object else { continue };
+            match desired.refuse(key, *reject) {
+                Refused::Row => events.push(Event::Refused(*reject)),
+                Refused::Again | Refused::Nothing => {}
+                Refused::Left => left = true,
+            }
+        }
+        *unordered |= rows.iter().any(|it| it.reason == RejectReason::Taken);
+        if left {
+            self.restart(now, "a row that should be gone is still there", events);
+        }
+    }
+
+    /// The change is not in force at all: only time may help.
     fn rejected(
         &mut self,
         refused: Generation,
         reject: Reject,
         now: Instant,
-        desired: &mut Desired,
         events: &mut Vec<Event>,
     ) {
         if !matches!(&self.phase, Phase::Committing { generation, .. } if *generation == refused) {
             return;
         }
-        events.push(Event::Refused(reject));
-        match reject.object {
-            Some(key) if desired.refuse(key, reject) => {
-                self.restart(now, "a row was refused", events);
-            }
-            // The guest blames nothing that could be left out: only time may help.
-            _ => {
-                self.pause = PAUSE[1];
-                self.restart(now, "a change was refused", events);
-            }
-        }
+        events.push(Event::Rejected(reject));
+        self.restart_after(PAUSE[1], now, "a change was refused", events);
     }
 
     fn counted(&mut self, token: u32, batch: &[Counter], last: bool, events: &mut Vec<Event>) {
@@ -369,6 +457,7 @@ impl Session {
         desired: &mut Desired,
         events: &mut Vec<Event>,
     ) {
+        let whole = fresh || self.offers(now, desired);
         let changes = if fresh {
             desired.take_all()
         } else {
@@ -385,7 +474,8 @@ impl Session {
             });
             return;
         }
-        self.generation = Generation(self.generation.0 + 1);
+        // The guest has a say in it: 0 is none, and behind the last one comes the first.
+        self.generation = Generation(self.generation.0.checked_add(1).unwrap_or(1));
         let generation = self.generation;
         self.send(&ToGuest::Begin { generation, fresh });
         for change in changes {
@@ -399,14 +489,45 @@ impl Session {
             generation,
             revision,
             until: now + COMMITTED,
+            refused: 0,
+            whole,
+            unordered: false,
         };
     }
 
+    /// Whether the change that begins offers refused rows again, or a later one will.
+    fn offers(&mut self, now: Instant, desired: &mut Desired) -> bool {
+        let is_due = self.offer_at.take().is_some_and(|at| now >= at) || now >= self.offer_after;
+        if !desired.has_offers() {
+            return false;
+        }
+        if is_due {
+            desired.offer_again();
+            self.offer_pause = (self.offer_pause * 2).min(OFFER[1]);
+        } else {
+            self.offer_at = Some(self.offer_after);
+        }
+        is_due
+    }
+
     fn restart(&mut self, now: Instant, why: &'static str, events: &mut Vec<Event>) {
-        self.phase = Phase::Pausing {
-            until: now + self.pause,
-        };
-        self.pause = (self.pause * 2).min(PAUSE[1]);
+        let since = self.broken.map(|at| now.saturating_duration_since(at));
+        if since.is_none_or(|since| since >= CALM) {
+            self.pause = PAUSE[0];
+        }
+        self.restart_after(self.pause, now, why, events);
+    }
+
+    fn restart_after(
+        &mut self,
+        pause: Duration,
+        now: Instant,
+        why: &'static str,
+        events: &mut Vec<Event>,
+    ) {
+        self.broken = Some(now);
+        self.phase = Phase::Pausing { until: now + pause };
+        self.pause = (pause * 2).min(PAUSE[1]);
         self.stats = None;
         self.names = None;
         events.push(Event::Restarted { why });
@@ -418,7 +539,9 @@ impl Session {
         if self.sent != 0 {
             self.garbage += self.decoder.garbage();
             self.decoder = Decoder::default();
-            self.output.resize(self.output.len() + FRAME_MAX, 0);
+            // What a guest has not read of an earlier session it need not read any more.
+            self.output.clear();
+            self.output.resize(FRAME_MAX, 0);
         }
         // Any change of all bits will do: sessions only have to differ.
         self.id = self

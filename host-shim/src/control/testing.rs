@@ -1,6 +1,6 @@
 //! A guest for tests, as far as the control channel is concerned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
 use sluice_contract::message::{Counter, Envelope, GuestHello};
@@ -12,9 +12,8 @@ use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION, limits};
 #[derive(Debug)]
 pub struct Guest {
     pub version: u16,
-    pub refuses: Option<Key>,
-    /// Why it refuses that.
-    pub reason: RejectReason,
+    /// Rows that it cannot take, and why.
+    pub refuses: BTreeMap<Key, RejectReason>,
     pub decoder: Decoder,
     pub output: Vec<u8>,
     pub session: u64,
@@ -22,7 +21,11 @@ pub struct Guest {
     pub expected: u32,
     pub open: bool,
     pub rows: BTreeMap<Key, Row>,
-    pub shadow: Option<(BTreeMap<Key, Row>, Option<Reject>)>,
+    pub shadow: Option<BTreeMap<Key, Row>>,
+    /// What it refused of the change under way.
+    pub refused: Vec<Reject>,
+    /// Keys of the rows that were put in the present change, or the last one.
+    pub puts: BTreeSet<Key>,
     pub generation: Generation,
     /// What its pods were told of names.
     pub names: Vec<Learnt>,
@@ -32,8 +35,7 @@ impl Default for Guest {
     fn default() -> Self {
         Self {
             version: VERSION,
-            refuses: None,
-            reason: RejectReason::Taken,
+            refuses: BTreeMap::new(),
             decoder: Decoder::default(),
             output: Vec::new(),
             session: 0,
@@ -42,6 +44,8 @@ impl Default for Guest {
             open: false,
             rows: BTreeMap::new(),
             shadow: None,
+            refused: Vec::new(),
+            puts: BTreeSet::new(),
             generation: Generation(0),
             names: Vec::new(),
         }
@@ -61,6 +65,17 @@ impl Guest {
             .extend_from_slice(frame::encode(&envelope, &mut buffer).expect("fits"));
     }
 
+    /// Whether that row was in the last change.
+    pub fn offered(&self, key: &Key) -> bool {
+        self.puts.contains(key)
+    }
+
+    /// Claims that a message is missing.
+    pub fn ask_for_everything(&mut self) {
+        let expected = self.expected;
+        self.send(ToHost::Resync { expected });
+    }
+
     /// Takes bytes from the host; what there is to say is appended to `output`.
     pub fn receive(&mut self, mut bytes: &[u8]) {
         let mut decoder = std::mem::take(&mut self.decoder);
@@ -70,6 +85,32 @@ impl Guest {
             }
         }
         self.decoder = decoder;
+    }
+
+    fn refuse(&mut self, key: Key, field: Field, reason: RejectReason) {
+        let object = Some(key);
+        self.refused.push(Reject {
+            object,
+            field,
+            reason,
+        });
+    }
+
+    fn commit(&mut self, generation: Generation) {
+        let Some(rows) = self.shadow.take() else {
+            return;
+        };
+        (self.rows, self.generation) = (rows, generation);
+        let refused = std::mem::take(&mut self.refused);
+        for rows in refused.chunks(limits::REFUSED_BATCH) {
+            let rows = rows.iter().copied().collect();
+            self.send(ToHost::Refused { generation, rows });
+        }
+        let refused = u32::try_from(refused.len()).unwrap_or(u32::MAX);
+        self.send(ToHost::Ack {
+            generation,
+            refused,
+        });
     }
 
     fn take(&mut self, envelope: Envelope<ToGuest>) {
@@ -105,35 +146,32 @@ impl Guest {
                 } else {
                     self.rows.clone()
                 };
-                self.shadow = Some((rows, None));
+                self.shadow = Some(rows);
+                self.refused.clear();
+                self.puts.clear();
             }
             ToGuest::Put(row) => {
-                let refused = self.refuses == Some(row.key());
-                let Some((rows, reject)) = &mut self.shadow else {
+                let Some(rows) = &mut self.shadow else {
                     return;
                 };
-                rows.insert(row.key(), row.clone());
-                if refused {
-                    let reason = self.reason;
-                    let object = Some(row.key());
-                    *reject = Some(Reject {
-                        object,
-                        field: Field::Addresses,
-                        reason,
-                    });
+                self.puts.insert(row.key());
+                match self.refuses.get(&row.key()) {
+                    Some(reason) => {
+                        rows.remove(&row.key());
+                        let reason = *reason;
+                        self.refuse(row.key(), Field::Addresses, reason);
+                    }
+                    None => drop(rows.insert(row.key(), row)),
                 }
             }
             ToGuest::Remove(key) => {
-                self.shadow.as_mut().and_then(|(rows, _)| rows.remove(&key));
-            }
-            ToGuest::Commit { generation } => match self.shadow.take() {
-                Some((_, Some(reject))) => self.send(ToHost::Reject { generation, reject }),
-                Some((rows, None)) => {
-                    (self.rows, self.generation) = (rows, generation);
-                    self.send(ToHost::Ack { generation });
+                if let Some(rows) = &mut self.shadow
+                    && rows.remove(&key).is_none()
+                {
+                    self.refuse(key, Field::Whole, RejectReason::Missing);
                 }
-                None => {}
-            },
+            }
+            ToGuest::Commit { generation } => self.commit(generation),
             ToGuest::ReadStats { token } => {
                 for last in [false, true] {
                     let id = CounterId::Received;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use sluice_contract::message::Counter;
 use sluice_contract::name::{Learnt, NameId};
-use sluice_contract::report::{CounterId, Field, RejectReason};
+use sluice_contract::report::{CounterId, RejectReason};
 use sluice_contract::row::{LinkRow, NodeRow};
 use sluice_contract::types::Identity;
 use sluice_contract::{Generation, LinkId, Mac, Row, VERSION, limits};
@@ -139,64 +139,6 @@ fn guest_of_another_version_is_refused_with_its_number_and_gets_no_rows() {
 }
 
 #[test]
-fn refused_row_is_named_and_the_others_are_in_force() {
-    let bad = link(17, 1).key();
-    let guest = Guest {
-        refuses: Some(bad),
-        ..Guest::default()
-    };
-    let mut channel = Channel::new(guest, desired_rows([link(16, 1), link(17, 1), link(18, 1)]));
-    for _ in 0..6 {
-        channel.exchanges(2);
-        channel.pass_time();
-    }
-    let reject = channel.desired.refusal(bad).unwrap();
-    assert_eq!(
-        (reject.field, reject.reason),
-        (Field::Addresses, RejectReason::Taken)
-    );
-    assert_eq!(channel.guest.rows.len(), 2);
-    assert!(channel.host.is_settled());
-
-    channel.guest.refuses = None;
-    channel.desired.put([link(17, 2)]);
-    channel.exchanges(2);
-    assert_eq!(channel.guest.rows.len(), 3);
-}
-
-#[test]
-fn n16_tables_that_do_not_fit_leave_in_force_what_was_and_say_so() {
-    use sluice_contract::policy::{IdentityRow, PolicyRow};
-    let identity = |last: u8| {
-        Row::Policy(PolicyRow::Identity(IdentityRow {
-            address: [10, 0, 0, last].into(),
-            identity: Identity(300),
-        }))
-    };
-    let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1), identity(1)]));
-    channel.exchanges(3);
-    channel.guest.refuses = Some(identity(2).key());
-    channel.guest.reason = RejectReason::Full(1);
-    channel.desired.put([identity(2), link(17, 1)]);
-    for _ in 0..6 {
-        channel.exchanges(2);
-        channel.pass_time();
-    }
-    assert_eq!(channel.guest.rows.len(), 2, "neither a part nor nothing");
-    assert!(!channel.host.is_settled());
-    let refused = |e: &Event| matches!(e, Event::Refused(r) if r.reason == RejectReason::Full(1));
-    assert!(channel.events.iter().any(refused));
-
-    channel.desired.remove([identity(2).key()]);
-    for _ in 0..4 {
-        channel.exchanges(3);
-        channel.pass_time();
-    }
-    assert_eq!(channel.guest.rows.len(), 3);
-    assert!(channel.host.is_settled());
-}
-
-#[test]
 fn what_came_and_went_or_is_as_it_was_costs_no_word() {
     let mut channel = Channel::new(Guest::default(), desired_rows([link(16, 1)]));
     channel.exchanges(3);
@@ -223,7 +165,7 @@ fn nobody_is_told_anything_before_what_is_desired_is_known() {
     control.hold();
     control.hold();
     control
-        .serve(UnixListener::bind_addr(&address).unwrap())
+        .serve(UnixListener::bind_addr(&address).unwrap(), |_| true)
         .unwrap();
     let mut stream = UnixStream::connect_addr(&address).unwrap();
     stream
@@ -434,14 +376,13 @@ fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
     let told = gate.clone();
     let control = super::Control::new(move |open| told.lock().unwrap().push(open)).unwrap();
     control
-        .serve(UnixListener::bind_addr(&address).unwrap())
+        .serve(UnixListener::bind_addr(&address).unwrap(), |_| true)
         .unwrap();
     let serve = std::thread::spawn(move || {
         let mut stream = UnixStream::connect_addr(&address).unwrap();
-        let mut guest = Guest {
-            refuses: Some(link(17, 1).key()),
-            ..Guest::default()
-        };
+        let mut guest = Guest::default();
+        let (key, reason) = (link(17, 1).key(), RejectReason::Taken);
+        guest.refuses.insert(key, reason);
         let mut chunk = [0; 4096];
         while let Ok(n @ 1..) = stream.read(&mut chunk) {
             guest.receive(&chunk[..n]);
@@ -461,7 +402,8 @@ fn rows_reach_a_guest_over_the_socket_and_waiters_are_told() {
     let refused = control
         .wait(revision, link(17, 1).key(), limit)
         .unwrap_err();
-    assert!(refused.to_string().contains("link 17"), "{refused}");
+    let text = "Link 17 is not in force: something else has the same address";
+    assert_eq!(refused.to_string(), text);
     assert_eq!(control.counters(limit).unwrap().len(), 2);
     assert!(control.status().connected);
     assert_eq!(
@@ -481,6 +423,36 @@ fn what_a_guest_says_drives_no_terminal() {
     let note = &state.status.notes[0];
     assert!(note.contains("gone"), "{note:?}");
     assert!(!note.chars().any(char::is_control), "{note:?}");
+}
+
+#[test]
+fn another_process_than_the_machine_is_not_taken_for_the_guest() {
+    use std::io::Read;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+    let name = format!("sluice-control-admits-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
+    let control = super::Control::new(|_| {}).unwrap();
+    let own = std::process::id().cast_signed();
+    let machine = Arc::new(Mutex::new(1));
+    let expected = machine.clone();
+    let admits = move |pid| pid == Some(*expected.lock().unwrap());
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    control.serve(listener, admits).unwrap();
+    let mut byte = [0];
+    let mut stranger = UnixStream::connect_addr(&address).unwrap();
+    assert_eq!(
+        stranger.read(&mut byte).unwrap(),
+        0,
+        "closed without a word"
+    );
+    assert!(!control.status().connected);
+    *machine.lock().unwrap() = own;
+    let mut guest = UnixStream::connect_addr(&address).unwrap();
+    assert_eq!(guest.read(&mut byte).unwrap(), 1, "greeted");
+    assert!(control.status().connected);
+    control.stop();
 }
 
 #[test]

@@ -183,8 +183,9 @@ impl Node {
             .and_then(|()| node.link_ways())
             .and_then(|()| node.link_configured());
         let served = linked.and_then(|()| {
+            let state = node.trunk.clone();
             node.control
-                .serve(channel)
+                .serve(channel, move |pid| state.admits(pid))
                 .map_err(cannot("serve the control channel"))
         });
         if let Err(error) = served {

@@ -24,7 +24,7 @@ use sluice_trunk::place::Seat;
 /// How long a report waits for the appliance's counters.
 const GUEST_COUNTERS: Duration = Duration::from_millis(500);
 
-/// Refused rows that are problems each; `control.refused` has all.
+/// Refused rows that are problems each; `control.refused` has more.
 const REFUSED: usize = 10;
 
 /// Everything about the node at a glance.
@@ -192,14 +192,9 @@ impl Node {
         if !control.settled {
             problems.push("The appliance does not have the present configuration".into());
         }
-        let refused = control.refused.iter();
-        problems.extend(
-            refused
-                .take(REFUSED)
-                .map(|row| format!("The appliance refused {row}")),
-        );
-        if let Some(more @ 1..) = control.refused.len().checked_sub(REFUSED) {
-            problems.push(format!("The appliance refused {more} more rows"));
+        problems.extend(control.refused.iter().take(REFUSED).cloned());
+        if let Some(more @ 1..) = control.refused_rows.checked_sub(REFUSED) {
+            problems.push(format!("{more} more rows are not in force"));
         }
         Status {
             node_version: env!("CARGO_PKG_VERSION"),
@@ -248,9 +243,9 @@ impl Node {
         self.control.problem_of(Key::Link(link.saved.id))
     }
 
-    /// How many rows the appliance refused.
+    /// How many rows of the node's own the appliance refused.
     pub fn refused_rows(&self) -> usize {
-        self.control.status().refused.len()
+        self.control.refused_of_node()
     }
 
     /// All links.

@@ -67,9 +67,12 @@ fn control_stream(bench: &mut BenchIn<'_>, bytes: &[u8]) {
         let Some(envelope) = decode(payload) else {
             continue;
         };
-        while !bench.pipeline.work(64) {}
+        while !session.is_ready(&bench.pipeline) {
+            bench.pipeline.work(64);
+            while session.poll(&mut bench.pipeline).is_some() {}
+        }
         session.receive(&envelope, &mut bench.pipeline, 0);
-        while session.poll(&bench.pipeline).is_some() {}
+        while session.poll(&mut bench.pipeline).is_some() {}
     }
     bench.send(16, &Builder::from(16, "10.0.0.1", "10.0.0.2").build());
 }

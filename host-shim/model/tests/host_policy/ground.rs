@@ -238,10 +238,7 @@ impl Ground {
         let delta = self.model.tables().take_delta().into_iter();
         let delta: Vec<_> = delta.filter_map(of_policy).collect();
         let outcome = self.bench.change(&delta);
-        assert!(
-            matches!(outcome, sluice_appliance::apply::Outcome::Committed(_)),
-            "{outcome:?}"
-        );
+        assert!(outcome.is_whole(), "{outcome:?}");
     }
 
     /// The first packet of a connection, from a source port of its own.

@@ -50,7 +50,8 @@ impl TrunkState {
         self.lock().only = pid;
     }
 
-    fn admits(&self, pid: Option<i32>) -> bool {
+    /// Whether that process may be served, here and wherever else the VMM connects.
+    pub fn admits(&self, pid: Option<i32>) -> bool {
         self.lock().only.is_none_or(|only| pid == Some(only))
     }
 
