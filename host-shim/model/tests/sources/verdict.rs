@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice_model::object::Kind;
+use sluice_model::source::kube::Patience;
 use sluice_model::store::Store;
 
 use crate::api::{Api, Fault};
@@ -78,7 +79,12 @@ fn n21_the_status_says_whether_nodes_accept_a_policy_and_why_not() {
 fn n21_many_nodes_write_a_condition_about_once() {
     let api = Api::start();
     api.put(NODE_POLICIES, &guard(1, &good(), &json!({})));
-    let mut followers: Vec<_> = (0..10).map(|_| follow_with(&api, brisk())).collect();
+    // Their writes are spread over a second: far longer than the first one takes to reach the others.
+    let slow = || Patience {
+        most: Duration::from_secs(1),
+        ..brisk()
+    };
+    let mut followers: Vec<_> = (0..10).map(|_| follow_with(&api, slow())).collect();
     for follower in &mut followers {
         follower.until("what was there", Store::is_in_sync);
     }
