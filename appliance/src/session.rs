@@ -300,6 +300,7 @@ impl Session {
                 generation: pipeline.tables().generation(),
                 ram_mib: self.facts.ram_mib,
                 uptime_us,
+                room: pipeline.room(),
             }),
             Answer::Outcome(Outcome::Refused(generation, reject)) => {
                 ToHost::Reject { generation, reject }

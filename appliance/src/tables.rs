@@ -12,6 +12,7 @@ use crate::policy::{self, Policy};
 use crate::service::{self, Services};
 use crate::twin::Twin;
 use heapless::Vec;
+use sluice_contract::message::Room;
 use sluice_contract::overlay::NextHopId;
 use sluice_contract::row::NodeRow;
 use sluice_contract::service::{ConnectionsRow, NatRow, PrefixUse};
@@ -111,6 +112,30 @@ impl Capacity {
             .into_iter()
             .find(|capacity| capacity.bytes() <= bytes)
             .unwrap_or(Self::TINY)
+    }
+
+    /// What of it objects of the cluster fill.
+    pub fn room(&self) -> Room {
+        let Self {
+            services, policy, ..
+        } = self;
+        let rows = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Room {
+            addresses: self.addresses,
+            frontends: services.frontends,
+            ports: services.ports,
+            sets: services.sets,
+            backends: services.backends,
+            chunks: services.chunks,
+            sources: services.sources,
+            identities: rows(policy.identities),
+            bindings: rows(policy.bindings),
+            rulesets: rows(policy.rulesets),
+            classes: rows(policy.classes),
+            spans: rows(policy.spans),
+            names: rows(policy.names),
+            named: rows(policy.named),
+        }
     }
 
     /// Bytes that a pipeline of this capacity takes from its arena, at most.

@@ -154,6 +154,29 @@ pub struct GuestHello {
     pub ram_mib: u32,
     /// From its first instruction to now, in microseconds.
     pub uptime_us: u64,
+    pub room: Room,
+}
+
+/// How many rows a guest has room for, of each kind that objects of the cluster fill. The host divides it among namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Addresses of nodes and of Services.
+    pub addresses: u32,
+    pub frontends: u32,
+    pub ports: u32,
+    pub sets: u32,
+    pub backends: u32,
+    /// Pieces of Maglev tables.
+    pub chunks: u32,
+    pub sources: u32,
+    /// Addresses of pods, local and remote.
+    pub identities: u32,
+    pub bindings: u32,
+    pub rulesets: u32,
+    pub classes: u32,
+    pub spans: u32,
+    pub names: u32,
+    pub named: u32,
 }
 
 /// One counter and its value since boot.

@@ -59,6 +59,8 @@ impl RuleId {
     pub const UNBOUND: Self = Self(2);
     /// A row that another row names is missing, or a search went deeper than [`SPAN_DEPTH`]. Denied.
     pub const BROKEN: Self = Self(3);
+    /// The pod's policies do not fit into the guest. Denied.
+    pub const NO_ROOM: Self = Self(4);
     /// The host numbers the rules of policies from here.
     pub const FIRST: u32 = 16;
 }
@@ -72,6 +74,8 @@ pub struct RulesetId(pub u64);
 impl RulesetId {
     /// No policy selects the pod in this direction: everything is accepted.
     pub const NONE: Self = Self(0);
+    /// The pod's policies do not fit into the guest: everything is denied.
+    pub const NO_ROOM: Self = Self(4);
 }
 
 /// One tier of one ruleset.

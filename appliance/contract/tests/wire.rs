@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use sluice_contract::frame::{self, Decoder, FRAME_MAX, HEADER, MAGIC};
-use sluice_contract::message::{Envelope, GuestHello};
+use sluice_contract::message::{Envelope, GuestHello, Room};
 use sluice_contract::report::{DropReason, Field, Reject, RejectReason};
 use sluice_contract::row::LinkRow;
 use sluice_contract::service::ServiceKey;
@@ -115,6 +115,22 @@ fn a_guest() -> GuestHello {
         generation: Generation(0),
         ram_mib: 64,
         uptime_us: 1000,
+        room: Room {
+            addresses: 1,
+            frontends: 2,
+            ports: 3,
+            sets: 4,
+            backends: 5,
+            chunks: 6,
+            sources: 7,
+            identities: 8,
+            bindings: 9,
+            rulesets: 10,
+            classes: 11,
+            spans: 12,
+            names: 13,
+            named: 14,
+        },
     }
 }
 

@@ -41,6 +41,7 @@ use crate::time::{Duration, Instant};
 use crate::verdict::{Originate, Verdict};
 use batch::{BATCH, Core, Ready};
 use sluice_contract::ToGuest;
+use sluice_contract::message::Room;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::service::ConnectionsRow;
 use state::State;
@@ -58,6 +59,7 @@ pub struct Pipeline<'m> {
     ready: [Ready; BATCH],
     /// The latest moment that anybody has named.
     now: Instant,
+    room: Room,
 }
 
 impl<'m> Pipeline<'m> {
@@ -78,7 +80,13 @@ impl<'m> Pipeline<'m> {
             state: State::new(arena, &capacity, hasher)?,
             ready: [Ready::NOTHING; BATCH],
             now: Instant::ZERO,
+            room: capacity.room(),
         })
+    }
+
+    /// How many rows there is room for.
+    pub fn room(&self) -> Room {
+        self.room
     }
 
     /// Sends each frame to its end and writes how it ended into `verdicts`, which is at least as long as `frames`.

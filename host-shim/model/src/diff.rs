@@ -320,7 +320,7 @@ impl Tables {
             bindings: self.bindings.len(),
             rulesets: self.rulesets.len(),
             classes: self.classes.len(),
-            spans: self.spans.iter().count(),
+            spans: self.spans.len(),
             names: self.names.len(),
             named: self.named.len(),
         }
@@ -333,7 +333,7 @@ impl Tables {
             + self.bindings.len()
             + self.rulesets.len()
             + self.classes.len()
-            + self.spans.iter().count()
+            + self.spans.len()
             + self.names.len()
             + self.named.len()
             + self.resolvers.len()

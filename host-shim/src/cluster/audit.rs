@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use sluice_contract::LinkId;
-use sluice_contract::policy::{Direction, WouldDeny};
+use sluice_contract::policy::{Direction, RuleId, WouldDeny};
 
 use super::Shared;
 
@@ -41,7 +41,11 @@ impl Shared {
             None => event.link.to_string(),
         };
         let rule = state.model.rule(event.rule);
-        let rule = rule.map_or_else(|| "no rule's".to_owned(), ToString::to_string);
+        let rule = match rule {
+            Some(rule) => rule.to_string(),
+            None if event.rule == RuleId::NO_ROOM => "policies that do not fit".to_owned(),
+            None => "no rule's".to_owned(),
+        };
         drop(state);
         let direction = match event.direction {
             Direction::Ingress => "ingress",

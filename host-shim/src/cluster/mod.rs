@@ -8,6 +8,7 @@ pub mod config;
 mod health;
 mod plan;
 pub mod report;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -191,6 +192,7 @@ impl Cluster {
         if audited.iter().any(|(is_audited, _)| *is_audited) {
             audit::listen(&shared)?;
         }
+        room::listen(&shared)?;
         let follower = shared.clone();
         std::thread::Builder::new()
             .name("cluster".into())
@@ -433,7 +435,8 @@ impl State {
     }
 
     fn note_findings(&mut self) {
-        let now: BTreeSet<Finding> = self.model.store().findings().cloned().collect();
+        let found = self.model.store().findings().cloned();
+        let now: BTreeSet<Finding> = found.chain(self.model.left_out()).collect();
         for finding in now.difference(&self.findings).take(LOGGED) {
             tracing::warn!(%finding, "an object is wrong");
         }

@@ -58,6 +58,9 @@ pub struct ClusterReport {
     pub wrong: usize,
     /// How many of those are errors: the object is not used as it is written.
     pub errors: usize,
+    /// How many objects do not fit into the appliance.
+    #[serde(default)]
+    pub left_out: usize,
     /// Rows that policy and Services make for the appliance.
     pub rows: RowCounts,
 }
@@ -122,7 +125,11 @@ impl Cluster {
         let store = state.model.store();
         let disappointed: Vec<_> = overview::disappointed(store, state.model.config()).collect();
         let refused = state.model.findings();
-        let findings = || store.findings().chain(&refused).chain(&disappointed);
+        let left_out = state.model.left_out();
+        let findings = || {
+            let of_services = refused.iter().chain(&disappointed);
+            store.findings().chain(of_services).chain(&left_out)
+        };
         ClusterReport {
             source: self.shared.mode.into(),
             place: self.shared.place.clone(),
@@ -154,6 +161,7 @@ impl Cluster {
             errors: findings()
                 .filter(|it| it.severity == Severity::Error)
                 .count(),
+            left_out: left_out.len(),
             rows: RowCounts {
                 identities: counts.identities,
                 bindings: counts.bindings,
@@ -166,7 +174,7 @@ impl Cluster {
     }
 
     /// What is wrong with it, one sentence each. What is wrong with objects counts where the operator wrote them; in an API
-    /// server they are anybody's.
+    /// server they are anybody's. So is what does not fit.
     pub fn problems(report: &ClusterReport) -> Vec<String> {
         let mut problems = Vec::new();
         if !report.in_sync {
@@ -180,8 +188,8 @@ impl Cluster {
                 "The annotations of the Node object are not written: {reason}"
             ));
         }
-        if report.source == "directory" && report.errors > 0 {
-            let count = report.errors;
+        if report.source == "directory" && report.errors > report.left_out {
+            let count = report.errors - report.left_out;
             let first = report.findings.iter().find(|it| it.contains("error: "));
             problems.push(format!(
                 "{count} errors in manifests; what they are about stays as it was: {}",

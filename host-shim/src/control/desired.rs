@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use sluice_contract::frame::FRAME_MAX;
+use sluice_contract::message::Room;
 use sluice_contract::policy::PolicyKey;
 use sluice_contract::report::{Reject, RejectReason};
 use sluice_contract::{Key, Row};
@@ -24,6 +25,18 @@ pub struct Desired {
     /// The guest denies more than the rows say, because some did not fit. Only a fresh change ends that.
     guarded: bool,
     revision: u64,
+    plan: Plan,
+}
+
+/// Whether rows are chosen by what a guest has room for, and for which guest they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Plan {
+    /// Nobody chooses: all rows are sent to any guest.
+    #[default]
+    Unplanned,
+    /// They have to be chosen before a guest gets them.
+    Awaited,
+    For(Room),
 }
 
 /// Why the guest does not have a row.
@@ -100,6 +113,27 @@ impl Desired {
         self.refused.remove(&key);
         self.changed.entry(key).or_insert(had);
         self.rows.insert(key, Box::from(&*bytes));
+    }
+
+    /// From now on a guest gets rows only once they are [planned](Self::planned) for its room.
+    pub(super) fn await_plan(&mut self) {
+        if self.plan == Plan::Unplanned {
+            self.plan = Plan::Awaited;
+        }
+    }
+
+    /// The rows were chosen for a guest of this room.
+    pub(super) fn planned(&mut self, room: Room) {
+        self.plan = Plan::For(room);
+    }
+
+    /// Whether the rows may be sent to a guest of this room.
+    pub(super) fn is_planned_for(&self, room: &Room) -> bool {
+        match &self.plan {
+            Plan::Unplanned => true,
+            Plan::Awaited => false,
+            Plan::For(planned) => planned == room,
+        }
     }
 
     /// The number of the last change.

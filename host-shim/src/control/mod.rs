@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
-use sluice_contract::message::{Counter, GuestHello};
+use sluice_contract::message::{Counter, GuestHello, Room};
 use sluice_contract::name::Learnt;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::report::{Reject, RejectReason};
@@ -94,6 +94,13 @@ pub enum NotInForce {
     Late(Duration),
 }
 
+/// What a guest has room for, and in how much memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measured {
+    pub room: Room,
+    pub ram_mib: u32,
+}
+
 #[derive(Debug, Default)]
 struct State {
     desired: Desired,
@@ -123,6 +130,8 @@ struct State {
     finder: Option<mpsc::SyncSender<IpAddr>>,
     /// Who writes down what passed although a rule denies it.
     auditor: Option<mpsc::SyncSender<WouldDeny>>,
+    /// Who chooses rows that fit into the guest.
+    planner: Option<mpsc::Sender<Measured>>,
 }
 
 /// Told whenever it changes whether the guest has tables to forward by.
@@ -188,6 +197,20 @@ impl Control {
     /// Tells `auditor` of connections that began although a rule denies them.
     pub fn audit(&self, auditor: mpsc::SyncSender<WouldDeny>) {
         self.0.lock().auditor = Some(auditor);
+    }
+
+    /// Tells `planner` what each guest has room for. From now on a guest gets rows only once they are
+    /// [planned](Self::planned) for that.
+    pub fn plan(&self, planner: mpsc::Sender<Measured>) {
+        let mut state = self.0.lock();
+        state.desired.await_plan();
+        state.planner = Some(planner);
+    }
+
+    /// The rows that are desired were chosen for a guest of this room.
+    pub fn planned(&self, room: Room) {
+        self.0.lock().desired.planned(room);
+        self.0.wake();
     }
 
     /// Puts rows; the number is for [`wait`](Self::wait).
@@ -478,6 +501,12 @@ impl State {
         status.hello_us = Some(hello.uptime_us);
         status.generation = hello.generation.0;
         status.problem = None;
+        let measured = Measured {
+            room: hello.room,
+            ram_mib: hello.ram_mib,
+        };
+        // Without a planner every row is sent.
+        let _ = self.planner.as_ref().map(|to| to.send(measured));
         self.forwards = hello.generation != Generation::default();
     }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
-use sluice_contract::message::{Counter, Envelope, GuestHello, Level};
+use sluice_contract::message::{Counter, Envelope, GuestHello, Level, Room};
 use sluice_contract::name::Learnt;
 use sluice_contract::policy::WouldDeny;
 use sluice_contract::report::{Reject, RejectReason};
@@ -107,6 +107,8 @@ pub struct Session {
     /// The generation in force in the guest, as far as it has said.
     generation: Generation,
     revision: u64,
+    /// What the guest has room for.
+    room: Option<Room>,
     patience: Duration,
     pause: Duration,
     /// When the last session was broken.
@@ -135,6 +137,7 @@ impl Session {
             output: Vec::new(),
             generation: Generation(0),
             revision: 0,
+            room: None,
             patience: GREETING[0],
             pause: PAUSE[0],
             broken: None,
@@ -195,7 +198,9 @@ impl Session {
             Phase::Settled { fresh } => {
                 let fresh = *fresh;
                 let is_due = self.offer_at.is_some_and(|at| now >= at);
-                if fresh || is_due || self.revision != desired.revision() {
+                let has_news = fresh || is_due || self.revision != desired.revision();
+                // Rows chosen for another guest might not fit into this one.
+                if has_news && self.room.is_some_and(|it| desired.is_planned_for(&it)) {
                     self.commit(now, fresh, desired, events);
                 } else if self.ping.is_none() && now >= self.heard + QUIET {
                     self.ping = Some(now);
@@ -318,6 +323,7 @@ impl Session {
         if hello.version == VERSION {
             self.phase = Phase::Settled { fresh: true };
             self.generation = self.generation.max(hello.generation);
+            self.room = Some(hello.room);
             events.push(Event::Greeted(hello));
         } else {
             self.phase = Phase::Refused;
@@ -404,7 +410,10 @@ impl Session {
                 Refused::Left => left = true,
             }
         }
-        *unordered |= rows.iter().any(|it| it.reason == RejectReason::Taken);
+        // What rows of the same change give up is free once that is in force.
+        let is_passing =
+            |it: &RejectReason| matches!(it, RejectReason::Taken | RejectReason::Full(_));
+        *unordered |= rows.iter().any(|it| is_passing(&it.reason));
         if left {
             self.restart(now, "a row that should be gone is still there", events);
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_contract::frame::{self, Decoder, FRAME_MAX};
-use sluice_contract::message::{Counter, Envelope, GuestHello};
+use sluice_contract::message::{Counter, Envelope, GuestHello, Room};
 use sluice_contract::name::Learnt;
 use sluice_contract::report::{CounterId, Field, Reject, RejectReason};
 use sluice_contract::{Generation, Key, Row, ToGuest, ToHost, VERSION, limits};
@@ -29,7 +29,30 @@ pub struct Guest {
     pub generation: Generation,
     /// What its pods were told of names.
     pub names: Vec<Learnt>,
+    /// What it says it has room for.
+    pub room: Room,
 }
+
+/// More than any test fills.
+const PLENTY: u32 = 1 << 20;
+
+/// Room for everything.
+pub const ROOM: Room = Room {
+    addresses: PLENTY,
+    frontends: PLENTY,
+    ports: PLENTY,
+    sets: PLENTY,
+    backends: PLENTY,
+    chunks: PLENTY,
+    sources: PLENTY,
+    identities: PLENTY,
+    bindings: PLENTY,
+    rulesets: PLENTY,
+    classes: PLENTY,
+    spans: PLENTY,
+    names: PLENTY,
+    named: PLENTY,
+};
 
 impl Default for Guest {
     fn default() -> Self {
@@ -48,6 +71,7 @@ impl Default for Guest {
             puts: BTreeSet::new(),
             generation: Generation(0),
             names: Vec::new(),
+            room: ROOM,
         }
     }
 }
@@ -125,6 +149,7 @@ impl Guest {
                 generation,
                 ram_mib: 64,
                 uptime_us: 9,
+                room: self.room,
             };
             return self.send(ToHost::Hello(hello));
         }

@@ -91,6 +91,7 @@ impl World {
                 generation: Generation(if how == 254 { u64::MAX } else { how.into() }),
                 ram_mib: 64,
                 uptime_us: 1,
+                room: testing::ROOM,
             })),
             5 => self.say(ToHost::Ack {
                 generation: self.generation,

@@ -102,6 +102,8 @@ impl CompiledRule {
         if self.named.is_empty() || own.is_empty() {
             return;
         }
+        own.sort_unstable();
+        let own = paint::joined(own);
         for (address, identity) in ground.addresses {
             let Some(group) = ground.identities.group(*identity) else {
                 continue;
@@ -110,10 +112,10 @@ impl CompiledRule {
                 IpAddr::V4(v4) => u128::from(v4.to_bits()),
                 IpAddr::V6(v6) => v6.to_bits(),
             };
-            let inside = address.is_ipv6() == v6
-                && own
-                    .iter()
-                    .any(|(first, last)| (*first..=*last).contains(&number));
+            let before = own.partition_point(|(first, _)| *first <= number);
+            let nearest = before.checked_sub(1).and_then(|it| own.get(it));
+            let inside =
+                address.is_ipv6() == v6 && nearest.is_some_and(|(_, last)| number <= *last);
             let keys: Vec<_> = self
                 .named
                 .iter()

@@ -17,6 +17,9 @@ mod paint;
 mod plan;
 mod pods;
 mod policy;
+mod policy_left_out;
+mod policy_room;
+mod policy_shares;
 mod publish;
 mod ranges;
 mod refusal;
@@ -26,6 +29,8 @@ pub(crate) mod rules;
 mod ruleset;
 mod selector;
 mod service;
+mod service_room;
+mod shares;
 pub(crate) mod span;
 mod survey;
 
@@ -33,12 +38,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use sluice_contract::message::Room;
 use sluice_contract::policy::{Action, Established, RuleId, SettingsRow};
 use sluice_contract::service::{ConnectionsRow, NatRow, PrefixRow, ServiceKey, ServiceRow};
 use sluice_contract::{Identity, LinkId};
 
 use crate::diff::Tables;
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use crate::object::{Forwarding, Name, Service, TrafficPolicy};
 use crate::store::{Event, Store};
 
@@ -210,6 +216,8 @@ pub struct Model {
     services: service::Engine,
     tables: Tables,
     nodes_changed: bool,
+    /// The appliance's memory, for people.
+    ram_mib: u32,
 }
 
 impl Model {
@@ -231,6 +239,7 @@ impl Model {
             services: service::Engine::new(config),
             tables,
             nodes_changed: true,
+            ram_mib: 0,
         };
         if let Some(default) = &config.default_deny {
             model.store.put_own(default_deny::policy(default));
@@ -243,6 +252,31 @@ impl Model {
     /// Takes what a source says.
     pub fn apply(&mut self, event: Event) {
         self.store.apply(event);
+    }
+
+    /// What the appliance has room for, and in how much memory. Rows are chosen so that they fit.
+    pub fn set_room(&mut self, room: Room, ram_mib: u32) {
+        self.ram_mib = ram_mib;
+        self.policy.set_room(&room);
+        self.services.set_room(&room);
+    }
+
+    /// Objects that are left out because they do not fit into the appliance, as of the last [`Self::compile`].
+    pub fn left_out(&self) -> Vec<Finding> {
+        let policies = self.policy.left_out(&self.store, &self.links);
+        let all = policies.into_iter().chain(self.services.left_out());
+        let ram = self.ram_mib;
+        let finding = |(object, reason)| Finding {
+            file: None,
+            line: 0,
+            severity: Severity::Error,
+            object,
+            field: String::new(),
+            reason: format!(
+                "{reason}. Make it smaller, or give the appliance more memory than its {ram} MiB (`memory_mib`)"
+            ),
+        };
+        all.map(finding).collect()
     }
 
     /// A pod was attached to this link.
@@ -422,7 +456,9 @@ impl Model {
                 on: on.clone(),
             })
         };
-        self.store.services().flat_map(of).collect()
+        let all = self.store.services();
+        let served = all.filter(|it| self.services.ledger.lack(&it.name).is_none());
+        served.flat_map(of).collect()
     }
 
     /// Which rule a number means.

@@ -165,12 +165,36 @@ pub(crate) fn without(cidr: &Prefix, except: &[Prefix]) -> Vec<(u128, u128)> {
     ranges
 }
 
+/// Sorted ranges without overlaps.
+pub(crate) fn joined(sorted: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
+    let mut joined: Vec<(u128, u128)> = Vec::new();
+    for (first, last) in sorted {
+        match joined.last_mut() {
+            Some((_, end)) if first <= *end => *end = last.max(*end),
+            _ => joined.push((first, last)),
+        }
+    }
+    joined
+}
+
+/// Rules that are looked at for one map, each as often as another set of rules holds from some address on. Rules that
+/// overlap at very many addresses would keep all other changes waiting.
+const LOOKS: usize = 2_000_000;
+
+/// A map would have more pieces than there can be room for, or takes too long to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooLarge;
+
 /// Walks over all addresses: for each stretch on which the same rules match, `leaf` is asked for what they lead to.
+///
+/// # Errors
+/// [`TooLarge`]: more than `pieces`, or than [`LOOKS`].
 pub(crate) fn sweep(
     ranges: &[Range],
     last: u128,
+    pieces: usize,
     mut leaf: impl FnMut(&[usize]) -> Target,
-) -> Map<u128> {
+) -> Result<Map<u128>, TooLarge> {
     // At an address: rules that begin, rules that end before it.
     let mut edges: BTreeMap<u128, Vec<(usize, bool)>> = BTreeMap::new();
     edges.entry(0).or_default();
@@ -188,6 +212,7 @@ pub(crate) fn sweep(
     }
     let mut active: BTreeMap<usize, u32> = BTreeMap::new();
     let mut map = Vec::new();
+    let mut looks = 0;
     for (start, changes) in edges {
         for (rule, begins) in changes {
             let count = active.entry(rule).or_default();
@@ -198,10 +223,17 @@ pub(crate) fn sweep(
             };
         }
         active.retain(|_, count| *count > 0);
+        looks += active.len();
+        if map.len() > pieces || looks > LOOKS {
+            return Err(TooLarge);
+        }
         let rules: Vec<usize> = active.keys().copied().collect();
         push(&mut map, start, leaf(&rules));
     }
-    map
+    if map.len() > pieces {
+        return Err(TooLarge);
+    }
+    Ok(map)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use sluice_contract::{Identity, LinkId};
 use super::identity::{Displaced, Identities};
 use super::node::Subject;
 use super::pods::Pods;
+use super::policy_room::Fit;
+use super::policy_shares::Weight;
 use super::publish::{publish, publish_row, retract};
 use super::rules::{Applied, RuleNames, names_nodes};
 use super::ruleset::{Ground, Ruleset};
@@ -24,21 +26,25 @@ pub(crate) struct Engine {
     pods: Pods,
     selectors: Selectors,
     names: RuleNames,
-    rulesets: BTreeMap<RulesetId, Entry>,
+    pub(super) rulesets: BTreeMap<RulesetId, Entry>,
     ids: HashMap<Applied, RulesetId>,
     by_selector: HashMap<SelectorId, BTreeSet<RulesetId>>,
     by_network_policy: HashMap<Name, BTreeSet<RulesetId>>,
     by_cluster_policy: HashMap<Name, BTreeSet<RulesetId>>,
     by_node_policy: HashMap<Name, BTreeSet<RulesetId>>,
-    bound: BTreeMap<LinkId, [RulesetId; 2]>,
+    pub(super) bound: BTreeMap<LinkId, [RulesetId; 2]>,
     pub(super) node: Subject,
+    pub(super) fit: Fit,
 }
 
 #[derive(Debug)]
-struct Entry {
-    applied: Applied,
+pub(super) struct Entry {
+    pub(super) applied: Applied,
     users: u32,
-    ruleset: Ruleset,
+    pub(super) ruleset: Ruleset,
+    /// It does not fit: what it consists of is kept aside, and the appliance has none of it.
+    pub(super) is_aside: bool,
+    pub(super) weight: Option<Weight>,
 }
 
 /// Rulesets in which classes have to be looked at again.
@@ -58,6 +64,7 @@ impl Engine {
             by_node_policy: HashMap::new(),
             bound: BTreeMap::new(),
             node: Subject::new(config),
+            fit: Fit::default(),
         }
     }
 
@@ -122,9 +129,11 @@ impl Engine {
         self.bind(store, links, |it| policies || pods.contains(it), tables);
         self.bind_node(store, changes, tables);
         for id in &stale {
-            self.recompile(*id, store, tables);
+            let is_aside = self.rulesets.get(id).is_some_and(|it| it.is_aside);
+            self.recompile(*id, is_aside, store, tables);
         }
         self.update_classes(&affected, &stale, store, tables);
+        self.make_room(store, links, tables);
         addresses
     }
 
@@ -233,8 +242,8 @@ impl Engine {
                 *link,
                 Some(BindingRow {
                     link: *link,
-                    ingress: now[0],
-                    egress: now[1],
+                    ingress: self.in_force(now[0]),
+                    egress: self.in_force(now[1]),
                 }),
             );
             for ruleset in self.bound.insert(*link, now).into_iter().flatten() {
@@ -260,7 +269,7 @@ impl Engine {
         }
         // The last two bits tell layers apart.
         let mut id = RulesetId(hash::of(&applied) & !0b11);
-        while id == RulesetId::NONE || self.rulesets.contains_key(&id) {
+        while id == RulesetId::NONE || id == RulesetId::NO_ROOM || self.rulesets.contains_key(&id) {
             id = RulesetId(id.0.wrapping_add(4));
         }
         for (names, index) in [
@@ -272,12 +281,14 @@ impl Engine {
                 index.entry(name.clone()).or_default().insert(id);
             }
         }
-        let ruleset = self.compile(id, &applied, store, tables);
+        let ruleset = self.compile(id, &applied, false, store, tables);
         self.ids.insert(applied.clone(), id);
         let entry = Entry {
             applied,
             users: 1,
             ruleset,
+            is_aside: false,
+            weight: None,
         };
         publish(id, &entry.ruleset, tables);
         self.rulesets.insert(id, entry);
@@ -308,25 +319,43 @@ impl Engine {
                     }
                 }
             }
-            retract(id, &entry.ruleset, tables);
-            self.dissolve(id, entry.ruleset, store, tables);
+            if !entry.is_aside {
+                retract(id, &entry.ruleset, tables);
+            }
+            self.drop_substitute(id, store, tables);
+            self.forget(id);
+            self.dissolve(id, entry.ruleset, entry.is_aside, store, tables);
         }
     }
 
-    fn recompile(&mut self, id: RulesetId, store: &Store, tables: &mut Tables) {
+    /// Compiles a ruleset again, for the appliance or to be kept aside.
+    pub(super) fn recompile(
+        &mut self,
+        id: RulesetId,
+        is_aside: bool,
+        store: &Store,
+        tables: &mut Tables,
+    ) {
         let Some(entry) = self.rulesets.get(&id) else {
             return;
         };
         let applied = entry.applied.clone();
         // The new one first: what both use is not given back in between.
-        let ruleset = self.compile(id, &applied, store, tables);
-        publish(id, &ruleset, tables);
-        let former = self
-            .rulesets
-            .get_mut(&id)
-            .map(|entry| std::mem::replace(&mut entry.ruleset, ruleset));
-        if let Some(former) = former {
-            self.dissolve(id, former, store, tables);
+        let ruleset = self.compile(id, &applied, is_aside, store, tables);
+        if !is_aside {
+            publish(id, &ruleset, tables);
+        }
+        let former = self.rulesets.get_mut(&id).map(|entry| {
+            let was_aside = std::mem::replace(&mut entry.is_aside, is_aside);
+            entry.weight = None;
+            let former = std::mem::replace(&mut entry.ruleset, ruleset);
+            (former, was_aside)
+        });
+        if let Some((former, was_aside)) = former {
+            if is_aside && !was_aside {
+                retract(id, &former, tables);
+            }
+            self.dissolve(id, former, was_aside, store, tables);
             // What the new one selects by was taken out with the former.
             if let Some(entry) = self.rulesets.get(&id) {
                 for selector in entry.ruleset.selectors() {
@@ -340,11 +369,12 @@ impl Engine {
         &mut self,
         id: RulesetId,
         applied: &Applied,
+        is_aside: bool,
         store: &Store,
         tables: &mut Tables,
     ) -> Ruleset {
         let tiers = applied.tiers(store);
-        let ruleset = self.ground(store, tables, |ground| {
+        let ruleset = self.ground(is_aside, store, tables, |ground| {
             Ruleset::compile(id, applied, tiers, ground)
         });
         for selector in ruleset.selectors() {
@@ -353,7 +383,14 @@ impl Engine {
         ruleset
     }
 
-    fn dissolve(&mut self, id: RulesetId, ruleset: Ruleset, store: &Store, tables: &mut Tables) {
+    fn dissolve(
+        &mut self,
+        id: RulesetId,
+        ruleset: Ruleset,
+        is_aside: bool,
+        store: &Store,
+        tables: &mut Tables,
+    ) {
         for selector in ruleset.selectors() {
             if let Some(rulesets) = self.by_selector.get_mut(&selector) {
                 rulesets.remove(&id);
@@ -362,16 +399,24 @@ impl Engine {
                 }
             }
         }
-        self.ground(store, tables, |ground| ruleset.dissolve(ground));
+        self.ground(is_aside, store, tables, |ground| ruleset.dissolve(ground));
     }
 
-    fn ground<T>(
+    /// Works with the spans that the appliance has, or with those that are kept aside.
+    pub(super) fn ground<T>(
         &mut self,
+        is_aside: bool,
         store: &Store,
         tables: &mut Tables,
         work: impl FnOnce(&mut Ground<'_>) -> T,
     ) -> T {
-        let (addresses, spans) = tables.for_compiler();
+        let (addresses, in_force) = tables.for_compiler();
+        let pieces = self.fit.pieces();
+        let spans = if is_aside {
+            &mut self.fit.aside
+        } else {
+            in_force
+        };
         work(&mut Ground {
             identities: self.pods.identities(),
             selectors: &mut self.selectors,
@@ -379,6 +424,7 @@ impl Engine {
             names: &mut self.names,
             addresses,
             namespace: &|namespace| store.namespace_labels(namespace),
+            pieces,
         })
     }
 
@@ -396,20 +442,24 @@ impl Engine {
             let Some(mut entry) = self.rulesets.remove(id) else {
                 continue;
             };
-            self.ground(store, tables, |ground| {
+            entry.weight = None;
+            self.ground(entry.is_aside, store, tables, |ground| {
                 for layer in &mut entry.ruleset.layers {
                     for identity in identities {
                         layer.update_class(*identity, ground);
                     }
                 }
             });
-            for layer in &entry.ruleset.layers {
+            let is_aside = entry.is_aside;
+            for layer in (entry.ruleset.layers.iter()).filter(|_| !is_aside) {
                 for identity in identities {
                     let span = layer.classes.get(identity).map(|(span, _)| *span);
                     tables.set_class(layer.row.id, *identity, span);
                 }
             }
-            publish_row(*id, &entry.ruleset, tables);
+            if !is_aside {
+                publish_row(*id, &entry.ruleset, tables);
+            }
             self.rulesets.insert(*id, entry);
         }
     }

@@ -14,7 +14,9 @@ use sluice_contract::policy::{
 use super::identity::Identities;
 use super::matching::{CompiledRule, Side};
 use super::paint::{Canvas, sweep};
-use super::rules::{Applied, EVERYTHING, PeerMatch, PortMatch, Rule, RuleNames, TierRules};
+use super::rules::{
+    Applied, EVERYTHING, PeerMatch, PortMatch, Rule, RuleNames, TierName, TierRules,
+};
 use super::selector::{SelectorId, Selectors, Wanted};
 use super::span::{Holds, PIECES, Spans};
 use crate::object::{Labels, NamedPort};
@@ -31,6 +33,8 @@ pub(crate) struct Ground<'a> {
     /// Who has which address.
     pub(crate) addresses: &'a BTreeMap<IpAddr, Identity>,
     pub(crate) namespace: &'a dyn Fn(&str) -> Arc<Labels>,
+    /// Pieces of a map of addresses that there can be room for.
+    pub(crate) pieces: usize,
 }
 
 /// A compiled set of policies.
@@ -40,9 +44,10 @@ pub(crate) struct Ruleset {
     /// What is held of others.
     selectors: Vec<SelectorId>,
     names: Vec<RuleId>,
-    holds: Holds,
     /// Its address maps follow the addresses of pods.
     pub(crate) follows_addresses: bool,
+    /// Ranges of addresses, if they are more than there can be room for; everything is denied instead.
+    pub(crate) too_large: Option<usize>,
 }
 
 /// One layer.
@@ -56,6 +61,10 @@ pub(crate) struct CompiledLayer {
     pub(crate) classes: BTreeMap<Identity, (SpanId, Holds)>,
     /// What the rules say to addresses that a name has.
     pub(crate) named: BTreeMap<Arc<NameRow>, SpanId>,
+    /// Its rules are the cluster's: no namespace made them.
+    pub(crate) of_cluster: bool,
+    /// Spans, but those of classes.
+    pub(crate) holds: Holds,
 }
 
 #[derive(Debug)]
@@ -74,8 +83,8 @@ impl Ruleset {
             layers: Vec::new(),
             selectors: Vec::new(),
             names: Vec::new(),
-            holds: Vec::new(),
             follows_addresses: false,
+            too_large: None,
         };
         let by_address = tiers
             .iter()
@@ -86,7 +95,7 @@ impl Ruleset {
             .any(|it| matches!(it, PeerMatch::Block(_) | PeerMatch::Name(_)));
         let misses: Vec<_> = tiers
             .iter()
-            .map(|it| (it.miss, it.miss_rule.clone()))
+            .map(|it| (it.miss, it.miss_rule.clone(), is_of_cluster(it.name)))
             .collect();
         let compiled: Vec<CompiledTier> = tiers
             .into_iter()
@@ -99,10 +108,12 @@ impl Ruleset {
                 .zip(misses)
                 .collect()
         } else {
+            let of_cluster = misses.iter().all(|(.., it)| *it);
             let last = misses.into_iter().next_back();
+            let last = last.map(|(miss, rule, _)| (miss, rule, of_cluster));
             last.map(|last| (compiled, last)).into_iter().collect()
         };
-        for (index, (tiers, (miss, miss_rule))) in groups.into_iter().enumerate() {
+        for (index, (tiers, (miss, miss_rule, of_cluster))) in groups.into_iter().enumerate() {
             let layer = LayerId((id.0 & !0b11) | index as u64);
             let miss_rule = miss_rule.map(|name| ground.names.acquire(&name));
             ruleset.names.extend(miss_rule);
@@ -123,6 +134,8 @@ impl Ruleset {
                 row,
                 classes: BTreeMap::new(),
                 named: BTreeMap::new(),
+                of_cluster,
+                holds: Vec::new(),
             };
             ruleset.finish(layer, ground);
         }
@@ -198,13 +211,20 @@ impl Ruleset {
 
     /// Fills in a layer's maps and classes.
     fn finish(&mut self, mut layer: CompiledLayer, ground: &mut Ground<'_>) {
-        let mut holds = std::mem::take(&mut self.holds);
+        let mut holds = Vec::new();
         layer.row.pods = layer.class(&Side::AnyPod, ground, &mut holds);
         layer.row.others = layer.class(&Side::Other, ground, &mut holds);
-        layer.row.v4 = layer.addresses(false, ground, &mut holds);
-        layer.row.v6 = layer.addresses(true, ground, &mut holds);
+        for v6 in [false, true] {
+            let (map, too_large) = layer.addresses(v6, ground, &mut holds);
+            if v6 {
+                layer.row.v6 = map;
+            } else {
+                layer.row.v4 = map;
+            }
+            self.too_large = self.too_large.max(too_large);
+        }
         layer.named = layer.named(ground, &mut holds);
-        self.holds = holds;
+        layer.holds = holds;
         let singled: BTreeSet<Identity> = self
             .selectors
             .iter()
@@ -223,8 +243,8 @@ impl Ruleset {
 
     /// Gives back what is held of others.
     pub(crate) fn dissolve(self, ground: &mut Ground<'_>) {
-        ground.spans.release(&self.holds);
         for layer in self.layers {
+            ground.spans.release(&layer.holds);
             for (_, holds) in layer.classes.into_values() {
                 ground.spans.release(&holds);
             }
@@ -299,19 +319,25 @@ impl CompiledLayer {
         names.into_iter().map(span).collect()
     }
 
-    /// What the rules say to addresses.
-    fn addresses(&self, v6: bool, ground: &mut Ground<'_>, holds: &mut Holds) -> SpanId {
+    /// What the rules say to addresses; and how many ranges they name, if that is more than there can be room for.
+    fn addresses(
+        &self,
+        v6: bool,
+        ground: &mut Ground<'_>,
+        holds: &mut Holds,
+    ) -> (SpanId, Option<usize>) {
         let mut strokes = Vec::new();
         let mut ranges = Vec::new();
         for (order, rule) in self.tiers.iter().flat_map(|it| &it.rules).enumerate() {
             rule.block_ranges(order, v6, ground, &mut strokes, &mut ranges);
         }
         if ranges.is_empty() {
-            return SpanId::NOTHING;
+            return (SpanId::NOTHING, None);
         }
         let mut leaves: HashMap<Vec<usize>, Target> = HashMap::new();
         let last = if v6 { u128::MAX } else { u128::from(u32::MAX) };
-        let map = sweep(&ranges, last, |rules| {
+        let pieces = PIECES.min(ground.pieces);
+        let map = sweep(&ranges, last, pieces, |rules| {
             if let Some(target) = leaves.get(rules) {
                 return *target;
             }
@@ -326,21 +352,27 @@ impl CompiledLayer {
             leaves.insert(rules.to_vec(), target);
             target
         });
-        if map.len() > PIECES {
+        let Ok(map) = map else {
             let deny = Target::Rule {
                 action: Action::Deny,
                 order: 0,
                 rule: RuleId::BROKEN,
             };
-            return ground.spans.map(&[(0, deny)], holds);
-        }
+            let denied = ground.spans.map(&[(0, deny)], holds);
+            return (denied, Some(ranges.len()));
+        };
         if v6 {
-            return ground.spans.v6(&map, holds);
+            return (ground.spans.v6(&map, holds), None);
         }
         let map: Vec<(u32, Target)> = map
             .iter()
             .map(|(start, target)| (u32::try_from(*start).unwrap_or(u32::MAX), *target))
             .collect();
-        ground.spans.map(&map, holds)
+        (ground.spans.map(&map, holds), None)
     }
+}
+
+/// Whether rules of a tier are made by those who run the cluster.
+const fn is_of_cluster(tier: TierName) -> bool {
+    !matches!(tier, TierName::NetworkPolicy)
 }

@@ -21,6 +21,8 @@ use super::endpoints::{
 use super::node_endpoints::banned;
 use super::numbers::Numbers;
 use super::ownership::{Change, Ownership, addresses_of};
+use super::service_room::{FIRST, TABLES, age_of_node};
+use super::shares::Ledger;
 use super::{Attached, Config, Maglev, complaints, maglev};
 use crate::diff::Tables;
 use crate::finding::Finding;
@@ -35,7 +37,7 @@ const BACKENDS: usize = 65_521;
 /// Everything that is kept between two changes.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    claims: Claims,
+    pub(super) claims: Claims,
     owners: Ownership,
     /// Services with endpoints at nodes' addresses, and those that do not count.
     node_backed: BTreeMap<Name, BTreeSet<IpAddr>>,
@@ -48,6 +50,8 @@ pub(crate) struct Engine {
     local_ready: BTreeMap<Name, usize>,
     /// Nodes that have endpoints for clients outside, of Services whose clients stay with a node's own.
     ready_on: BTreeMap<Name, BTreeSet<Arc<str>>>,
+    /// What the appliance has room for.
+    pub(super) ledger: Ledger<TABLES>,
 }
 
 /// What a port's number stands for.
@@ -88,6 +92,7 @@ impl Engine {
             sets: Numbers::default(),
             local_ready: BTreeMap::new(),
             ready_on: BTreeMap::new(),
+            ledger: Ledger::default(),
         }
     }
 
@@ -103,8 +108,8 @@ impl Engine {
         let mut rows = of(&config.node_addresses, AddressRole::Node);
         rows.extend(of(&config.peer_addresses, AddressRole::Peer));
         // No object has this name.
-        let owner = Owner::named(Name::new("", ""));
-        self.claims.publish(&owner, rows, tables);
+        let name = Name::new("", "");
+        self.offer(&Owner { name, age: FIRST }, rows, tables);
     }
 
     pub(crate) fn update(
@@ -121,7 +126,8 @@ impl Engine {
                 name: node.clone(),
             };
             let rows = node_rows(ground, node);
-            self.claims.publish(&Owner::named(name), rows, tables);
+            let age = age_of_node(ground, node);
+            self.offer(&Owner { name, age }, rows, tables);
         }
         let moved = self.owners.update(&Change {
             store: ground.store,
@@ -148,8 +154,9 @@ impl Engine {
                 self.node_backed.remove(name);
             }
             let owner = service.map_or_else(|| Owner::named(name.clone()), Owner::of);
-            self.claims.publish(&owner, rows, tables);
+            self.offer(&owner, rows, tables);
         }
+        self.make_room(ground, tables);
         for name in services {
             self.find(&name, ground.store);
         }
@@ -230,6 +237,9 @@ impl Engine {
 
     /// How many ready endpoints a Service has on this node.
     pub(crate) fn local_ready(&self, service: &Name) -> usize {
+        if self.ledger.lack(service).is_some() {
+            return 0;
+        }
         self.local_ready.get(service).copied().unwrap_or_default()
     }
 
@@ -238,7 +248,7 @@ impl Engine {
         self.ready_on.get(service).cloned().unwrap_or_default()
     }
 
-    fn compile(&mut self, service: &Service, ground: Ground<'_>) -> Vec<ServiceRow> {
+    pub(super) fn compile(&mut self, service: &Service, ground: Ground<'_>) -> Vec<ServiceRow> {
         let mut rows = Vec::new();
         let mut local_ready = BTreeSet::new();
         let mut ready_on: Option<BTreeSet<Arc<str>>> = None;
@@ -440,7 +450,7 @@ fn concerned(ground: Ground<'_>, changes: &Changes, touched: &[Name]) -> BTreeSe
     services
 }
 
-fn node_rows(ground: Ground<'_>, name: &str) -> Vec<ServiceRow> {
+pub(super) fn node_rows(ground: Ground<'_>, name: &str) -> Vec<ServiceRow> {
     let role = if *name == *ground.config.node {
         AddressRole::Node
     } else {

@@ -35,6 +35,10 @@ impl Spans {
         self.spans.iter().map(|(id, (entries, _))| (*id, entries))
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len()
+    }
+
     pub(crate) fn take_changed(&mut self) -> Vec<(SpanId, bool)> {
         std::mem::take(&mut self.changed)
     }
