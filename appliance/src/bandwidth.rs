@@ -1,4 +1,4 @@
-//! How much a link may carry: a token bucket for each direction (row B-07).
+//! How much a link may carry: a token bucket for each direction, of bytes (row B-07), packets and new connections (row B-09).
 //!
 //! Counted as the generic cell rate algorithm does: one number per bucket, the time at which it will be full again. A frame
 //! that finds anything in the bucket goes, whole, and may leave a debt; so a frame for many segments passes a bucket that is
@@ -9,6 +9,7 @@
 use crate::arena::{Arena, OutOfMemory};
 use crate::frame::Frame;
 use crate::time::Instant;
+use core::num::NonZeroU32;
 use sluice_contract::LinkId;
 use sluice_contract::row::Rate;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -26,6 +27,27 @@ pub enum Direction {
     /// From the pod.
     Egress,
 }
+
+/// What is counted one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Packets,
+    Connections,
+}
+
+impl Kind {
+    /// How many may go at once: a tenth of a second's packets, as many connections as in a second.
+    fn burst(self, rate: NonZeroU32) -> u64 {
+        let rate = u64::from(rate.get());
+        match self {
+            Self::Packets => (rate / 10).max(LEAST_PACKETS),
+            Self::Connections => rate,
+        }
+    }
+}
+
+/// Packets that may go at once however low the rate.
+const LEAST_PACKETS: u64 = 64;
 
 /// A rate in the form in which it is counted.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
@@ -65,8 +87,8 @@ impl Limit {
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 struct Meter {
-    /// When each is full again, in ticks.
-    full_at: [u64; 2],
+    /// When each is full again, in ticks: two of bytes, two of packets, two of connections.
+    full_at: [u64; 6],
     /// Whose buckets these are: the next pod of the link begins with full ones.
     incarnation: u32,
     pad: u32,
@@ -98,18 +120,54 @@ impl<'m> Meters<'m> {
         bytes: u64,
         (now, only_asked): (Instant, bool),
     ) -> bool {
+        let cost = limit.cost(bytes);
+        let bucket = direction as usize;
+        self.take(
+            (link, incarnation),
+            bucket,
+            (limit.depth, cost),
+            (now, only_asked),
+        )
+    }
+
+    /// Whether `count` packets or connections may go now, of `rate` in a second; if so, and unless it is only asked, they are
+    /// charged.
+    pub fn allows_count(
+        &mut self,
+        whose: (LinkId, u32),
+        (kind, direction): (Kind, Direction),
+        rate: NonZeroU32,
+        count: u64,
+        when: (Instant, bool),
+    ) -> bool {
+        let each = TICKS_PER_SECOND / u64::from(rate.get());
+        // Something is in the bucket as long as the last one is not taken.
+        let depth = each.saturating_mul(kind.burst(rate) - 1);
+        let bucket = match kind {
+            Kind::Packets => 2 + direction as usize,
+            Kind::Connections => 4 + direction as usize,
+        };
+        self.take(whose, bucket, (depth, each.saturating_mul(count)), when)
+    }
+
+    fn take(
+        &mut self,
+        (link, incarnation): (LinkId, u32),
+        bucket: usize,
+        (depth, cost): (u64, u64),
+        (now, only_asked): (Instant, bool),
+    ) -> bool {
         let Some(meter) = self.links.get_mut(link.index()) else {
             return false;
         };
         let now = now.micros().saturating_mul(TICKS_PER_MICRO);
         let mine = meter.incarnation == incarnation;
-        let bucket = direction as usize;
         let full_at = if mine {
             meter.full_at.get(bucket).copied().unwrap_or(now).max(now)
         } else {
             now
         };
-        if full_at - now > limit.depth {
+        if full_at - now > depth {
             return false;
         }
         if !only_asked {
@@ -120,7 +178,7 @@ impl<'m> Meters<'m> {
                 };
             }
             if let Some(slot) = meter.full_at.get_mut(bucket) {
-                *slot = full_at.saturating_add(limit.cost(bytes));
+                *slot = full_at.saturating_add(cost);
             }
         }
         true
@@ -130,14 +188,18 @@ impl<'m> Meters<'m> {
 /// Bytes that the frame has on the wire, each segment with its own headers.
 #[must_use]
 pub fn wire_bytes(frame: &Frame<'_>) -> u64 {
-    let length = frame.length() as u64;
+    let header = frame.offload.gso.map_or(0, |gso| u64::from(gso.header));
+    frame.length() as u64 + (wire_packets(frame) - 1) * header
+}
+
+/// Packets that the frame is on the wire; at least one.
+#[must_use]
+pub fn wire_packets(frame: &Frame<'_>) -> u64 {
     let Some(gso) = frame.offload.gso else {
-        return length;
+        return 1;
     };
-    let header = u64::from(gso.header);
-    let payload = length.saturating_sub(header);
-    let segments = payload.div_ceil(u64::from(gso.size.max(1))).max(1);
-    length + (segments - 1) * header
+    let payload = (frame.length() as u64).saturating_sub(u64::from(gso.header));
+    payload.div_ceil(u64::from(gso.size.max(1))).max(1)
 }
 
 #[cfg(test)]
@@ -211,6 +273,36 @@ mod tests {
             ask((LinkId::HOST, 2), Direction::Egress, false),
             "a new pod"
         );
+    }
+
+    #[test]
+    fn b09_a_minute_of_too_many_is_the_rate_and_the_burst() {
+        for (kind, rate, burst) in [
+            (Kind::Packets, 1_000u32, 100),
+            (Kind::Packets, 10, 64),
+            (Kind::Connections, 50, 50),
+            (Kind::Connections, 1, 1),
+        ] {
+            let mut memory = vec![0u8; 1 << 20];
+            let mut meters = Meters::new(&mut Arena::new(&mut memory)).unwrap();
+            let rate = NonZeroU32::new(rate).unwrap();
+            let mut passed = 0;
+            for micros in (0..60_000_000).step_by(500) {
+                let when = (Instant::from_micros(micros + 7), false);
+                let what = (kind, Direction::Egress);
+                passed += u32::from(meters.allows_count(LINK, what, rate, 1, when));
+            }
+            let wanted = rate.get() * 60 + burst;
+            assert!(
+                passed.abs_diff(wanted) <= 1,
+                "{kind:?} {rate}: {passed} of {wanted}"
+            );
+            // The other buckets are full.
+            let when = (Instant::from_micros(60_000_000), false);
+            assert!(meters.allows_count(LINK, (kind, Direction::Ingress), rate, 1, when));
+            let (bytes, bandwidth) = (100, limit(8_000, 1_000));
+            assert!(meters.allows(LINK, Direction::Egress, &bandwidth, bytes, when));
+        }
     }
 
     #[test]

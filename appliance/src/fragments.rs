@@ -2,15 +2,20 @@
 //!
 //! A datagram is never put together: what is remembered is its flow, which eight-byte units of it have come, and the frames
 //! that wait. Complete datagrams are forgotten at once, others after 30 s as Linux does (RFC 1122 asks hosts for 60 and more;
-//! a middlebox may be stricter). An overlap condemns the whole datagram (RFC 5722). Room is bounded: sets of four datagrams
-//! (the one that would end first makes room), waiting frames of at most [`ROOM`] bytes, [`MOST`] of a datagram, and a quarter of
-//! all for one link.
+//! a middlebox may be stricter). An overlap condemns the whole datagram (RFC 5722). Room is bounded: sets of four datagrams,
+//! waiting frames of at most [`ROOM`] bytes, [`MOST`] of a datagram, and a quarter of all for one link.
+//!
+//! Room is shared by [`Group`]. With n groups that have datagrams here, 1/(n+1) of all datagrams is each one's share. A new
+//! datagram takes the place of the one that ends first of a group beyond its share, or of its own; that of a group within its
+//! share is only taken by another within its own, when chance has put five such into one set. A group holds no more waiting
+//! frames than there is room left, so there always is some for another.
 
 use crate::address::Address;
 use crate::arena::{Arena, OutOfMemory};
 use crate::decap::Origin;
 use crate::flow::Flow;
 use crate::frame::{Frame, Offload};
+use crate::group::{GROUPS, Group};
 use crate::hash::Hasher;
 use crate::overlay::Target;
 use crate::parse::{Fragment, Packet};
@@ -127,7 +132,9 @@ struct Datagram {
     fate: u8,
     /// Of the flow: behind IPv6's fragment header more headers may follow.
     flow_protocol: u8,
-    pad: [u8; 11],
+    pad: u8,
+    group: u16,
+    rest: [u8; 8],
 }
 
 /// Values of [`Datagram::fate`].
@@ -148,7 +155,9 @@ struct Slot {
     peer: [u8; 8],
     /// It is addressed to a Service's frontend, and the node named a backend.
     has_target: u8,
-    pad: [u8; 41],
+    pad: u8,
+    group: u16,
+    rest: [u8; 38],
 }
 
 /// A frame that waited.
@@ -176,10 +185,15 @@ pub struct Fragments<'m> {
     slots: &'m mut [Slot],
     /// The first free slot; free slots are chained like those in use.
     free: u16,
-    /// Frames that wait, by link.
+    /// Frames that wait, by link and by group.
     by_link: &'m mut [u16],
+    by_group: &'m mut [u16],
+    /// Datagrams that are remembered, by group; and how many groups have some.
+    datagrams: &'m mut [u16],
+    groups: usize,
     /// Where the search for datagrams whose time is over goes on.
     cursor: usize,
+    tidied: usize,
     waiting: u32,
     hasher: Hasher,
 }
@@ -206,7 +220,11 @@ impl<'m> Fragments<'m> {
             slots,
             free: if count == 0 { NONE } else { 0 },
             by_link: arena.slice(usize::from(LinkId::LAST) + 1)?,
+            by_group: arena.slice(GROUPS)?,
+            datagrams: arena.slice(GROUPS)?,
+            groups: 0,
             cursor: 0,
+            tidied: 0,
             waiting: 0,
             hasher,
         })
@@ -227,10 +245,18 @@ impl<'m> Fragments<'m> {
     ///
     /// # Cost
     /// A set of four datagrams and at most [`WORDS`] words of a map.
-    pub fn arrive(&mut self, piece: &Piece, now: Instant) -> (Fate, Option<Released>) {
+    pub fn arrive(
+        &mut self,
+        piece: &Piece,
+        group: Group,
+        now: Instant,
+    ) -> (Fate, Option<Released>) {
         let (at, evicted) = match self.find(piece, now) {
             Some(at) => (at, None),
-            None => self.claim(piece, now),
+            None => match self.claim(piece, group, now) {
+                Some(claimed) => claimed,
+                None => return (Fate::Refused(DropReason::FragmentLimit), None),
+            },
         };
         let first = usize::from(piece.offset / 8);
         let count = usize::from(piece.length).div_ceil(8);
@@ -309,12 +335,16 @@ impl<'m> Fragments<'m> {
         const LIMIT: DropReason = DropReason::FragmentLimit;
         let at = self.find(piece, now).ok_or(LIMIT)?;
         let share = self.slots.len() / 4;
+        let left = self.slots.len().saturating_sub(self.waiting as usize);
         let held = self.by_link.get(piece.link.index()).copied().ok_or(LIMIT)?;
-        let of_datagram = self.datagram(at).ok_or(LIMIT)?.waiting_count;
+        let datagram = self.datagram(at).ok_or(LIMIT)?;
+        let (of_datagram, group) = (datagram.waiting_count, Group::at(datagram.group));
+        let by_group = self.by_group.get(group.index()).copied().ok_or(LIMIT)?;
         let bytes = frame.bytes();
         if frame.tail() != 0
             || bytes.len() > ROOM
             || usize::from(held) >= share
+            || usize::from(by_group) >= left
             || usize::from(of_datagram) >= MOST
         {
             return Err(LIMIT);
@@ -326,6 +356,7 @@ impl<'m> Fragments<'m> {
         slot.next = datagram_first;
         slot.length = bytes.len() as u16;
         slot.link = piece.link.raw();
+        slot.group = group.raw();
         let identity = origin.and_then(|origin| origin.identity);
         slot.identity = identity.map_or(0, |id| u64::from(id.0) + 1).to_le_bytes();
         slot.has_target = origin.is_some_and(|origin| origin.target.is_some()).into();
@@ -337,6 +368,9 @@ impl<'m> Fragments<'m> {
             .zip(bytes)
             .for_each(|(to, from)| *to = *from);
         if let Some(count) = self.by_link.get_mut(piece.link.index()) {
+            *count += 1;
+        }
+        if let Some(count) = self.by_group.get_mut(group.index()) {
             *count += 1;
         }
         self.waiting += 1;
@@ -356,6 +390,9 @@ impl<'m> Fragments<'m> {
         self.waiting = self.waiting.saturating_sub(1);
         let link = LinkId::new(slot.link)?;
         if let Some(count) = self.by_link.get_mut(link.index()) {
+            *count = count.saturating_sub(1);
+        }
+        if let Some(count) = self.by_group.get_mut(usize::from(slot.group)) {
             *count = count.saturating_sub(1);
         }
         let bytes = slot.bytes.get(..usize::from(slot.length))?;
@@ -426,16 +463,16 @@ impl<'m> Fragments<'m> {
         Some((set, way))
     }
 
-    /// A place for a new datagram. What waited for the one that lay there is released.
-    fn claim(&mut self, piece: &Piece, now: Instant) -> ((usize, usize), Option<Released>) {
+    /// A place for a new datagram, if its group may have one. What waited for the one that lay there is released.
+    fn claim(
+        &mut self,
+        piece: &Piece,
+        group: Group,
+        now: Instant,
+    ) -> Option<((usize, usize), Option<Released>)> {
         let set = self.set_of(piece);
-        let oldest = self.sets.get(set).and_then(|datagrams| {
-            let datagrams = datagrams.iter().enumerate();
-            datagrams
-                .min_by_key(|(_, datagram)| datagram.expires)
-                .map(|(way, _)| way)
-        });
-        let at = (set, oldest.unwrap_or(0));
+        let way = self.place_in(self.sets.get(set)?, group, now)?;
+        let at = (set, way);
         let over = self
             .datagram(at)
             .is_some_and(|datagram| datagram.expires <= now.micros());
@@ -446,19 +483,82 @@ impl<'m> Fragments<'m> {
         };
         let released = self.release(at, Some(reason));
         self.forget(at);
+        self.count(group, 1);
         if let Some(datagram) = self.datagram_mut(at) {
             datagram.source = piece.source;
             datagram.destination = piece.destination;
             datagram.identification = piece.identification;
             datagram.protocol = piece.protocol;
             datagram.link = piece.link.raw();
+            datagram.group = group.raw();
             datagram.waiting = NONE;
             datagram.expires = (now + LIFETIME).micros();
         }
-        (at, released)
+        self.tidy(now);
+        Some((at, released))
+    }
+
+    /// Which of a set's places a new datagram of `group` gets, if any.
+    fn place_in(&self, set: &[Datagram; WAYS], group: Group, now: Instant) -> Option<usize> {
+        let count = |group: u16| {
+            let count = self.datagrams.get(usize::from(group));
+            usize::from(count.copied().unwrap_or(0))
+        };
+        let share = SETS * WAYS / (self.groups + 1);
+        let is_within = count(group.raw()) < share;
+        let rank = |datagram: &Datagram| {
+            if datagram.expires <= now.micros() {
+                Some(0)
+            } else if count(datagram.group) > share {
+                Some(1)
+            } else if datagram.group == group.raw() {
+                Some(2)
+            } else {
+                is_within.then_some(3)
+            }
+        };
+        let ranked = set
+            .iter()
+            .enumerate()
+            .filter_map(|(way, datagram)| rank(datagram).map(|rank| (rank, datagram.expires, way)));
+        ranked.min().map(|(.., way)| way)
+    }
+
+    /// Forgets what is over and nothing waits for in the next set, so that nobody is counted for what is long gone.
+    fn tidy(&mut self, now: Instant) {
+        self.tidied = (self.tidied + 1) % SETS;
+        for way in 0..WAYS {
+            let at = (self.tidied, way);
+            let is_over = self.datagram(at).is_some_and(|datagram| {
+                datagram.expires != 0
+                    && datagram.expires <= now.micros()
+                    && datagram.waiting_count == 0
+            });
+            if is_over {
+                self.forget(at);
+            }
+        }
+    }
+
+    /// Counts a datagram that a group has more, or less.
+    fn count(&mut self, group: Group, step: i16) {
+        let Some(count) = self.datagrams.get_mut(group.index()) else {
+            return;
+        };
+        let before = *count;
+        *count = before.saturating_add_signed(step);
+        match (before, *count) {
+            (0, 1..) => self.groups += 1,
+            (1.., 0) => self.groups = self.groups.saturating_sub(1),
+            _ => {}
+        }
     }
 
     fn forget(&mut self, at: (usize, usize)) {
+        let group = self.datagram(at).filter(|datagram| datagram.expires != 0);
+        if let Some(group) = group.map(|datagram| Group::at(datagram.group)) {
+            self.count(group, -1);
+        }
         if let Some(datagram) = self.datagram_mut(at) {
             *datagram = Datagram::new_zeroed();
             datagram.waiting = NONE;

@@ -35,6 +35,7 @@ pub mod encap;
 pub mod flow;
 pub mod fragments;
 pub mod frame;
+pub mod group;
 pub mod hash;
 pub mod limiter;
 pub mod lpm;

@@ -1,9 +1,10 @@
 //! One flow becomes another: addresses and ports of a packet are replaced, and every checksum that covers them is patched, the
 //! half-made ones of an offload too. Payload is neither read nor written.
 
-use crate::address::Family;
+use crate::address::{Address, Family};
 use crate::flow::Flow;
 use crate::frame::{Frame, Offload};
+use crate::hash::Hasher;
 use crate::parse::{Fragment, Packet};
 use crate::wire::checksum::{Delta, crc32c_patch};
 use crate::wire::{icmp, ipv4, ipv6, protocol, sctp, tcp, udp};
@@ -42,6 +43,45 @@ pub fn rewrite(
         .get_mut(usize::from(packet.payload)..)
         .ok_or(DropReason::Malformed)?;
     ports(transport, packet.protocol, addresses, to, waits, length).ok_or(DropReason::Malformed)
+}
+
+/// What the identifications of fragments from `source` are changed by where they get another source: pods that hide behind one
+/// address would else use the same ones, and could guess each other's. The same for all fragments of a datagram, so nothing
+/// need be remembered; identifications of one pod stay as different as they were.
+pub(crate) fn mask(hasher: &Hasher, source: Address) -> u32 {
+    hasher.hash([source.high(), source.low(), 0x6672_6167]) as u32
+}
+
+/// Changes the identification of a fragment by `mask`.
+///
+/// # Errors
+/// [`DropReason::Malformed`] if a header is not at hand; the parser has seen that they are.
+pub(crate) fn renumber(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    mask: u32,
+) -> Result<(), DropReason> {
+    let bytes = frame.bytes_mut();
+    let header = bytes
+        .get_mut(usize::from(packet.fragment_header)..)
+        .ok_or(DropReason::Malformed)?;
+    match packet.family {
+        Family::V4 => {
+            let (header, _) =
+                ipv4::Header::mut_from_prefix(header).map_err(|_| DropReason::Malformed)?;
+            let old = header.identification.get();
+            let new = old ^ mask as u16;
+            header.identification = U16::new(new);
+            let change = Delta::default().word(old, new);
+            header.checksum = U16::new(change.patch(header.checksum.get()));
+        }
+        Family::V6 => {
+            let (header, _) =
+                ipv6::FragmentHeader::mut_from_prefix(header).map_err(|_| DropReason::Malformed)?;
+            header.identification = U32::new(header.identification.get() ^ mask);
+        }
+    }
+    Ok(())
 }
 
 /// Whether the transport checksum waits for the far side: it then holds the pseudo-header's sum alone.

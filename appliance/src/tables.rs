@@ -2,6 +2,7 @@
 
 mod known;
 mod link;
+mod rates;
 
 use crate::address::{Address, Family};
 use crate::arena::{Arena, OutOfMemory};
@@ -20,6 +21,7 @@ use sluice_contract::{DropReason, Generation, LinkId, Mac, Prefix, limits};
 
 pub use known::{Known, Place};
 pub use link::Link;
+pub use rates::Rates;
 
 /// How many rows of each kind there is room for. The guest computes it from its RAM, once, at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +270,7 @@ impl Nat {
 pub struct Tables<'m> {
     pub(crate) node: Single<Node>,
     pub(crate) links: Twin<'m, Link>,
+    pub(crate) rates: Twin<'m, Rates>,
     pub(crate) known: Twin<'m, Known>,
     pub(crate) ranges: Single<Vec<Range<PrefixUse>, { limits::PREFIXES }>>,
     pub(crate) routes: Single<Vec<Range<Option<NextHopId>>, { limits::ROUTES }>>,
@@ -298,6 +301,7 @@ impl<'m> Tables<'m> {
         Ok(Self {
             node: Single::default(),
             links: Twin::direct(arena, usize::from(LinkId::LAST) + 1)?,
+            rates: Twin::direct(arena, usize::from(LinkId::LAST) + 1)?,
             known: Twin::keyed(arena, addresses, hasher)?,
             ranges: Single::default(),
             routes: Single::default(),
@@ -315,6 +319,11 @@ impl<'m> Tables<'m> {
     #[inline]
     pub const fn node(&self) -> &Node {
         &self.node.live
+    }
+
+    /// How many packets and connections a link may carry in a second.
+    pub fn rates(&self, id: LinkId) -> Option<&Rates> {
+        self.rates.live_at(id.index())
     }
 
     /// The link of that id, if it is configured.

@@ -52,6 +52,7 @@ fn link(id: u16, mac: Mac, addresses: &[&str], mtu: u16) -> Row {
         mtu,
         identity: Identity(300),
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 

@@ -42,6 +42,7 @@ fn link(id: u16, addresses: &[&str]) -> Row {
             Identity::HOST
         },
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 

@@ -41,6 +41,7 @@ fn link(id: u16, mac: Mac, addresses: &[&str], identity: Identity) -> Row {
         mtu: 1450,
         identity,
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 

@@ -15,6 +15,7 @@ use sluice_contract::limits;
 
 use crate::announce::config::AnnounceConfig;
 use crate::cluster::config::{PolicyConfig, ServicesConfig, SourceConfig};
+use crate::cluster::tenants::RatesConfig;
 use crate::hostlink::config::HostLinkConfig;
 use crate::hostlink::policy::HostPolicyConfig;
 use crate::uplink::config::UplinkConfig;
@@ -156,6 +157,9 @@ pub struct Config {
     /// This node's name in the cluster; the host's unless given.
     #[serde(default = "node_name")]
     pub node_name: String,
+    /// How many packets and new connections pods may send and be sent that do not say it themselves; no limits unless given.
+    #[serde(default)]
+    pub pod_rates: RatesConfig,
     /// Where Pods, Services and policies come from. Without a source there is no policy, and no Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceConfig>,

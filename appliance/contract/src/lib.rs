@@ -23,7 +23,7 @@ pub mod types;
 pub use message::{ToGuest, ToHost};
 pub use report::DropReason;
 pub use row::{Key, Row};
-pub use types::{Family, Generation, Identity, LinkId, Mac, Prefix, Protocol};
+pub use types::{Family, Generation, Identity, LinkId, Mac, Prefix, Protocol, Tenant};
 
 /// The version of the contract. Equal on both ends or the session is refused.
 pub const VERSION: u16 = 2;

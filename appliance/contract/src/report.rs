@@ -81,7 +81,7 @@ drop_reasons! {
     CtNotOpening = 21, "ct_not_opening";
     /// The connection table is full of established connections.
     CtFull = 22, "ct_full";
-    /// The pod's share of the connection table is used up.
+    /// The pod's share of the connection table, or its namespace's, is used up.
     CtQuota = 23, "ct_quota";
     /// The Service has no endpoint anywhere.
     SvcNoEndpoint = 24, "svc_no_ep";
@@ -145,6 +145,14 @@ drop_reasons! {
     BandwidthIngress = 53, "bandwidth_ingress";
     /// Another node names a backend that is not behind this frontend, or not here.
     SvcDirectReturn = 54, "svc_direct_return";
+    /// More packets than the pod may send.
+    PacketRateEgress = 55, "packet_rate_egress";
+    /// More packets than the pod may be sent.
+    PacketRateIngress = 56, "packet_rate_ingress";
+    /// More new connections than the pod may open.
+    ConnectionRateEgress = 57, "connection_rate_egress";
+    /// More new connections than may be opened to the pod.
+    ConnectionRateIngress = 58, "connection_rate_ingress";
 }
 
 /// What a counter counts.

@@ -4,8 +4,9 @@ use crate::limits;
 use crate::overlay::{NextHopId, OverlayKey, OverlayRow};
 use crate::policy::{PolicyKey, PolicyRow};
 use crate::service::{ServiceKey, ServiceRow};
-use crate::types::{Identity, LinkId, Mac, Prefix};
+use crate::types::{Identity, LinkId, Mac, Prefix, Tenant};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::num::NonZeroU32;
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,7 @@ pub enum Row {
     Marking(MarkingRow),
     /// Behind the next hops, so that the order of keys is one in which rows can be put.
     Route(RouteRow),
+    Rates(RatesRow),
 }
 
 /// What names a row. Removal is explicit, by key.
@@ -34,6 +36,7 @@ pub enum Key {
     Bandwidth(LinkId),
     Marking(LinkId),
     Route(Prefix),
+    Rates(LinkId),
 }
 
 impl Row {
@@ -48,6 +51,7 @@ impl Row {
             Self::Overlay(row) => Key::Overlay(row.key()),
             Self::Bandwidth(row) => Key::Bandwidth(row.link),
             Self::Marking(row) => Key::Marking(row.link),
+            Self::Rates(row) => Key::Rates(row.link),
         }
     }
 }
@@ -89,6 +93,8 @@ pub struct LinkRow {
     /// Which incarnation of the pod this is: grows when an id is used again, so that state of the former pod is never
     /// taken for the new one's.
     pub incarnation: u32,
+    /// With whom it shares the room for connections and fragments.
+    pub tenant: Tenant,
 }
 
 /// How much a pod may send and be sent; each direction by itself, as the pod sees it. It may come before its link and stay
@@ -106,6 +112,19 @@ pub struct MarkingRow {
     pub link: LinkId,
     /// 0 to 63.
     pub dscp: u8,
+}
+
+/// How many packets and new connections a pod may send and be sent in a second; each by itself, as the pod sees it. It may come
+/// before its link and stay after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RatesRow {
+    pub link: LinkId,
+    pub ingress_packets: Option<NonZeroU32>,
+    pub egress_packets: Option<NonZeroU32>,
+    /// Connections that others open to it.
+    pub ingress_connections: Option<NonZeroU32>,
+    /// Connections that it opens.
+    pub egress_connections: Option<NonZeroU32>,
 }
 
 /// A token bucket.

@@ -170,6 +170,8 @@ pub struct ConnectionsRow {
     pub other: u32,
     /// Percent of the table that connections opened by one pod may fill.
     pub pod_share: u8,
+    /// The same for all pods of one tenant.
+    pub tenant_share: u8,
     /// For so many seconds after this row came into force, connections may be picked up without their handshake (row K-09).
     pub adopt_midflow: u32,
 }
@@ -192,6 +194,7 @@ impl Default for ConnectionsRow {
             sctp_closing: 240,
             other: 600,
             pod_share: 25,
+            tenant_share: 75,
             adopt_midflow: 0,
         }
     }

@@ -46,6 +46,46 @@ impl LinkId {
     }
 }
 
+/// Whose a pod is, as far as shares go: a number that the host gives to a namespace with pods on this node.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct Tenant(u16);
+
+impl Tenant {
+    /// The link has a share of its own.
+    pub const NONE: Self = Self(0);
+    /// There are no more tenants than pods.
+    pub const LAST: u16 = LinkId::LAST;
+
+    /// A tenant's number, or [`Self::NONE`], if `raw` can be one.
+    pub const fn new(raw: u16) -> Option<Self> {
+        if raw > Self::LAST {
+            None
+        } else {
+            Some(Self(raw))
+        }
+    }
+
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for Tenant {
+    type Error = OutOfRange;
+    fn try_from(raw: u16) -> Result<Self, OutOfRange> {
+        Self::new(raw).ok_or(OutOfRange)
+    }
+}
+
+impl From<Tenant> for u16 {
+    fn from(tenant: Tenant) -> u16 {
+        tenant.0
+    }
+}
+
 impl TryFrom<u16> for LinkId {
     type Error = OutOfRange;
     fn try_from(raw: u16) -> Result<Self, OutOfRange> {

@@ -49,6 +49,7 @@ fn a_put() -> ToGuest {
         mtu: 1500,
         identity: Identity(9),
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     }))
 }
 

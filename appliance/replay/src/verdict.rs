@@ -422,7 +422,12 @@ pub const fn stage(reason: DropReason) -> &'static str {
         | R::SvcDirectReturn => "service",
         R::PolicyEgress | R::PolicyIngress => "policy",
         R::NatExhausted | R::NatNoAddress => "nat",
-        R::BandwidthEgress | R::BandwidthIngress => "bandwidth",
+        R::BandwidthEgress
+        | R::BandwidthIngress
+        | R::PacketRateEgress
+        | R::PacketRateIngress
+        | R::ConnectionRateEgress
+        | R::ConnectionRateIngress => "bandwidth",
         R::TtlExpired | R::NoRoute | R::TooBig | R::TxFull | R::NoNeighbor => "route",
     }
 }

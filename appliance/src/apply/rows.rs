@@ -6,12 +6,12 @@ use super::Fault;
 use crate::address::{Address, Family};
 use crate::bandwidth::Limit;
 use crate::policy::Refusal;
-use crate::tables::{Known, Link, Nat, Node, Range, Tables};
+use crate::tables::{Known, Link, Nat, Node, Range, Rates, Tables};
 use crate::twin::{Full, Slot};
 use heapless::Vec;
 use sluice_contract::overlay::OverlayKey;
 use sluice_contract::report::{Field, RejectReason};
-use sluice_contract::row::{BandwidthRow, LinkRow, MarkingRow, NodeRow, RouteRow};
+use sluice_contract::row::{BandwidthRow, LinkRow, MarkingRow, NodeRow, RatesRow, RouteRow};
 use sluice_contract::service::{
     AddressRole, AddressRow, ConnectionsRow, NatRow, PrefixRow, ServiceKey, ServiceRow,
 };
@@ -66,6 +66,7 @@ impl Tables<'_> {
             Row::Overlay(row) => self.overlay.put(row),
             Row::Bandwidth(row) => self.put_bandwidth(row),
             Row::Marking(row) => self.put_marking(row),
+            Row::Rates(row) => self.put_rates(row),
         }
     }
 
@@ -109,6 +110,7 @@ impl Tables<'_> {
             Key::Overlay(key) => self.overlay.remove(key),
             Key::Bandwidth(link) => self.remove_bandwidth(link),
             Key::Marking(link) => self.remove_marking(link),
+            Key::Rates(link) => self.remove_rates(link),
         }
     }
 
@@ -147,6 +149,7 @@ impl Tables<'_> {
             self.nat.shadow = Nat::default();
             self.connections.shadow = ConnectionsRow::default();
             self.links.clear();
+            self.rates.clear();
             self.known.clear();
             self.services.clear();
             self.overlay.clear();
@@ -157,6 +160,7 @@ impl Tables<'_> {
 
     pub(super) fn prepare_slice(&mut self, budget: &mut usize) -> bool {
         self.links.clear_slice(budget)
+            && self.rates.clear_slice(budget)
             && self.known.clear_slice(budget)
             && self.services.clear_slice(budget)
             && self.overlay.clear_slice(budget)
@@ -174,6 +178,7 @@ impl Tables<'_> {
         self.nat.shadow.clone_from(&self.nat.live);
         self.connections.shadow = self.connections.live;
         self.links.sync_slice(budget)
+            && self.rates.sync_slice(budget)
             && self.known.sync_slice(budget)
             && self.services.sync_slice(budget)
             && self.overlay.sync_slice(budget)
@@ -202,6 +207,7 @@ impl Tables<'_> {
         core::mem::swap(&mut self.nat.live, &mut self.nat.shadow);
         core::mem::swap(&mut self.connections.live, &mut self.connections.shadow);
         self.links.exchange();
+        self.rates.exchange();
         self.known.exchange();
         self.services.exchange();
         self.overlay.exchange();
@@ -292,7 +298,7 @@ impl Tables<'_> {
 
     fn remove_bandwidth(&mut self, id: LinkId) -> Result<(), Fault> {
         let link = self.link_slot(id);
-        if !link.is_limited() {
+        if !link.has_bandwidth() {
             return Err((Field::Whole, MISSING));
         }
         let none = Limit::default();
@@ -318,6 +324,31 @@ impl Tables<'_> {
             return Err((Field::Whole, MISSING));
         }
         self.links.write(id.index(), link.with_mark(None));
+        Ok(())
+    }
+
+    fn put_rates(&mut self, row: &RatesRow) -> Result<(), Fault> {
+        let rates = Rates::new(row);
+        let (packets, connections) = rates.limits();
+        if !packets && !connections {
+            return Err((Field::Whole, INVALID));
+        }
+        if !row.link.is_pod() {
+            return Err((Field::Link, INVALID));
+        }
+        self.rates.write(row.link.index(), rates);
+        let link = self.link_slot(row.link).with_rates(packets, connections);
+        self.links.write(row.link.index(), link);
+        Ok(())
+    }
+
+    fn remove_rates(&mut self, id: LinkId) -> Result<(), Fault> {
+        let link = self.link_slot(id);
+        if !link.has_packet_rate() && !link.has_connection_rate() {
+            return Err((Field::Whole, MISSING));
+        }
+        self.rates.write(id.index(), Rates::default());
+        self.links.write(id.index(), link.with_rates(false, false));
         Ok(())
     }
 
@@ -455,7 +486,10 @@ impl Tables<'_> {
         if row.seconds().contains(&0) {
             return Err((Field::Timeout, INVALID));
         }
-        if row.pod_share == 0 || row.pod_share > 100 {
+        if [row.pod_share, row.tenant_share]
+            .iter()
+            .any(|share| !(1..=100).contains(share))
+        {
             return Err((Field::Count, INVALID));
         }
         self.connections.shadow = *row;

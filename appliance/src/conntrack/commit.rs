@@ -157,7 +157,7 @@ impl<'r> Conntrack<'r> {
         self.make_way(&new.reply, hashes[1], tick)
             .map_err(CommitError::ReplyTaken)?;
         while self.region.free() < slots {
-            if !self.evict() {
+            if !self.evict(new.owner) {
                 return Err(CommitError::Full);
             }
         }
@@ -174,7 +174,7 @@ impl<'r> Conntrack<'r> {
         if self.region.owners[owner.index()].slots + slots > self.quota(owner) {
             return Err(CommitError::Quota);
         }
-        Ok(())
+        self.admit_group(owner, slots)
     }
 
     /// Whether the share of `owner` is used up: then nothing need be searched for its connection.
@@ -224,14 +224,15 @@ impl<'r> Conntrack<'r> {
         (slots as u32).max(1)
     }
 
-    /// Ends the oldest connection that may be ended.
-    fn evict(&mut self) -> bool {
-        let (slot, count) = if let Some(slot) = self.region.oldest(Standing::Unreplied) {
-            (slot, &mut self.counters.evicted_unreplied)
-        } else if let Some(slot) = self.region.oldest(Standing::Spent) {
-            (slot, &mut self.counters.evicted_spent)
-        } else {
+    /// Ends a connection that may be ended for a new one of `owner`.
+    fn evict(&mut self, owner: LinkId) -> bool {
+        let Some((slot, standing)) = self.victim(owner) else {
             return false;
+        };
+        let count = match standing {
+            Standing::Unreplied => &mut self.counters.evicted_unreplied,
+            Standing::Spent => &mut self.counters.evicted_spent,
+            Standing::Established => &mut self.counters.evicted_established,
         };
         *count += 1;
         let owner = self.region.rows[slot as usize].owner;
@@ -276,6 +277,7 @@ impl<'r> Conntrack<'r> {
             slot,
             tick + u64::from(self.settings.timeouts.ticks(new.state)),
         );
+        self.groups.count(new.owner.index(), 1 + i32::from(wide));
         let owner = self.owner_mut(new.owner.raw());
         owner.slots += 1 + u32::from(wide);
         owner.unreplied += u32::from(new.state.standing() == Standing::Unreplied);
@@ -384,6 +386,7 @@ impl<'r> Conntrack<'r> {
         self.region.list_remove(slot, state.standing());
         self.region.wheel_remove(slot);
         self.region.release(slot);
+        self.groups.count(usize::from(row.owner), -(slots as i32));
         let owner = self.owner_mut(row.owner);
         owner.slots -= slots;
         owner.unreplied -= u32::from(state.standing() == Standing::Unreplied);

@@ -26,8 +26,9 @@
 //! or `visit`, so it is used at once and not kept. Memory: [`Conntrack::region_bytes`], less than 128 bytes a connection
 //! including its index; a translated connection of IPv6 takes the space of two.
 //!
-//! Full: the oldest of [`Standing::Unreplied`] goes, then the oldest of [`Standing::Spent`]; then new ones are refused. A
-//! pod that has its share is refused whatever the rest.
+//! Full: the oldest of [`Standing::Unreplied`] goes, then the oldest of [`Standing::Spent`]; then new ones are refused, except to a
+//! group that has less than is its for certain (see [`Groups`]). A pod or a namespace that has its share is refused whatever the
+//! rest.
 
 mod adopt;
 mod audit;
@@ -35,6 +36,7 @@ mod commit;
 mod expiry;
 #[cfg(feature = "testing")]
 pub(crate) mod fuzz;
+mod groups;
 mod handshake;
 mod index;
 mod lists;
@@ -65,6 +67,7 @@ pub use adopt::{AdoptError, Adopted, Adoption};
 pub use audit::Fault;
 pub use commit::{CommitError, NewConnection};
 pub use expiry::Swept;
+pub use groups::Groups;
 pub use region::RegionError;
 pub use report::{Counters, Entry, Talker, Visit};
 pub use sctp::{Chunks, chunk};
@@ -186,6 +189,7 @@ pub struct Conntrack<'r> {
     counters: Counters,
     /// Which connections hide their source.
     sources: Sources<'r>,
+    groups: Groups<'r>,
 }
 
 impl<'r> Conntrack<'r> {
@@ -221,6 +225,7 @@ impl<'r> Conntrack<'r> {
             midflow_until: Instant::ZERO,
             counters: Counters::default(),
             sources: Sources::none(),
+            groups: Groups::none(),
         })
     }
 
@@ -228,6 +233,12 @@ impl<'r> Conntrack<'r> {
     #[must_use]
     pub fn with_sources(self, sources: Sources<'r>) -> Self {
         Self { sources, ..self }
+    }
+
+    /// The same, and it is shared by groups; to be called while the table is empty.
+    #[must_use]
+    pub fn with_groups(self, groups: Groups<'r>) -> Self {
+        Self { groups, ..self }
     }
 
     /// The hash of a flow, for `touch`, `lookup` and `open`. The reversed flow has the same.

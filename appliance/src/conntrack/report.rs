@@ -21,6 +21,8 @@ pub struct Counters {
     pub reopened: u64,
     pub evicted_unreplied: u64,
     pub evicted_spent: u64,
+    /// Established ones that gave way to a group that had less than is its for certain.
+    pub evicted_established: u64,
     /// Refused because everything was established.
     pub refused_full: u64,
     /// Times that both buckets of a flow were full, so that another entry had to move.

@@ -9,6 +9,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Percent of the table that one pod's link may fill (K-04).
     pub pod_share: u8,
+    /// The same for all pods of one namespace.
+    pub tenant_share: u8,
     /// The same for every other link: the world's, the host's.
     pub other_share: u8,
     /// The longest time that the clock is believed to have gone on between two calls of `sweep` (K-11).
@@ -20,6 +22,7 @@ impl Default for Settings {
         Self {
             timeouts: Timeouts::default(),
             pod_share: 25,
+            tenant_share: 75,
             other_share: 100,
             clock_step: Duration::from_secs(60),
         }

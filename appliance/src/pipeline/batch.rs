@@ -9,6 +9,7 @@ use crate::decap::{self, Origin};
 use crate::flow::{Flow, FlowHash};
 use crate::fragments::{Fate, Piece, Released, is_piece};
 use crate::frame::Frame;
+use crate::group::Group;
 use crate::nat::Candidates;
 use crate::observe::{Observer, Silent, Step};
 use crate::parse::{self, Content, Fragment, Packet};
@@ -251,7 +252,11 @@ impl<'m> Core<'_, 'm> {
         {
             return Verdict::Drop(reason);
         }
-        let (fate, released) = self.state.fragments.arrive(&piece, self.now);
+        let group = match ready.origin {
+            Some(_) => Group::TUNNEL,
+            None => link.group(frame.ingress),
+        };
+        let (fate, released) = self.state.fragments.arrive(&piece, group, self.now);
         self.set_free(released, out);
         let first = ready.packet.fragment == Fragment::First;
         match fate {

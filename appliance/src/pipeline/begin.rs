@@ -218,6 +218,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         if names {
             self.name_target(&to_backend, &mut hop);
         }
+        self.may_connect(ingress, hop.link)?;
         self.has_room(frame, packet, &hop)?;
         let memo = Memo {
             service: choice.map(|choice| choice.service),
@@ -285,6 +286,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         choice: Option<&Choice>,
     ) -> Result<Verdict, Refusal> {
         let mut new = ready.new;
+        let owner = new.owner();
+        if let Some(link) = self.tables.link(owner).filter(|_| !O::DRY) {
+            self.state.conntrack.belongs_to(owner, link.group(owner));
+        }
         let committed = if ready.masquerade {
             self.masquerade(&mut new, flow, ready, None)
         } else {

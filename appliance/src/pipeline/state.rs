@@ -4,7 +4,7 @@
 use crate::address::Address;
 use crate::arena::{Arena, OutOfMemory};
 use crate::bandwidth::Meters;
-use crate::conntrack::{Conntrack, Settings, Sources, State as ConnectionState};
+use crate::conntrack::{Conntrack, Groups, Settings, Sources, State as ConnectionState};
 use crate::fragments::Fragments;
 use crate::hash::Hasher;
 use crate::limiter::Limiter;
@@ -59,7 +59,8 @@ impl<'m> State<'m> {
             Instant::ZERO,
         )
         .map_err(|_| short(bytes))?
-        .with_sources(Sources::new(arena, capacity.connections)?);
+        .with_sources(Sources::new(arena, capacity.connections)?)
+        .with_groups(Groups::new(arena)?);
         Ok(Self {
             conntrack,
             affinities: Affinities::new(arena, capacity.services.affinities, hasher)?,
@@ -81,6 +82,7 @@ impl<'m> State<'m> {
 pub(super) fn settings(row: &ConnectionsRow) -> Settings {
     let mut settings = Settings {
         pod_share: row.pod_share,
+        tenant_share: row.tenant_share,
         ..Settings::default()
     };
     let groups: [(u32, &[ConnectionState]); 13] = {

@@ -3,7 +3,7 @@
 use super::refusal::{Answer, Refusal};
 use super::state::State;
 use crate::address::Address;
-use crate::bandwidth::{Direction as Bandwidth, wire_bytes};
+use crate::bandwidth::{Direction as Bandwidth, Kind, wire_bytes, wire_packets};
 use crate::connection::{Memo, Path, Way, signal_of};
 use crate::conntrack::{Attached, Hit, Signal, Track};
 use crate::decap;
@@ -151,6 +151,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         if outgoing != flow && self.target.is_none() {
             self.observer.note(Step::Rewritten(*outgoing));
             rewrite::rewrite(frame, packet, flow, outgoing)?;
+            if packet.fragment != Fragment::Whole && outgoing.source() != flow.source() {
+                let mask = rewrite::mask(&self.state.hasher, flow.source());
+                rewrite::renumber(frame, packet, mask)?;
+            }
         }
         self.send_on(frame, packet, hop)
     }
@@ -204,6 +208,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         (id, link): (LinkId, &Link),
         direction: Bandwidth,
     ) -> Result<(), Refusal> {
+        if link.has_packet_rate() {
+            let (what, count) = ((Kind::Packets, direction), wire_packets(frame));
+            self.spend_count((id, link), what, count)?;
+        }
         let Some(limit) = link.limit(direction) else {
             return Ok(());
         };
@@ -219,6 +227,41 @@ impl<O: Observer> Stages<'_, '_, O> {
         Err(match direction {
             Bandwidth::Egress => DropReason::BandwidthEgress.into(),
             Bandwidth::Ingress => DropReason::BandwidthIngress.into(),
+        })
+    }
+
+    /// Whether a pod may open another connection, and the one it is for may get one.
+    pub(super) fn may_connect(&mut self, from: LinkId, to: LinkId) -> Result<(), Refusal> {
+        for (id, direction) in [(from, Bandwidth::Egress), (to, Bandwidth::Ingress)] {
+            let link = self.tables.link(id);
+            if let Some(link) = link.filter(|link| link.has_connection_rate()) {
+                self.spend_count((id, link), (Kind::Connections, direction), 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes packets or connections out of a bucket of a link.
+    fn spend_count(
+        &mut self,
+        (id, link): (LinkId, &Link),
+        (kind, direction): (Kind, Bandwidth),
+        count: u64,
+    ) -> Result<(), Refusal> {
+        let rates = self.tables.rates(id);
+        let Some(rate) = rates.and_then(|rates| rates.rate(kind, direction)) else {
+            return Ok(());
+        };
+        let (whose, when) = ((id, link.incarnation), (self.now, O::DRY));
+        let meters = &mut self.state.meters;
+        if meters.allows_count(whose, (kind, direction), rate, count, when) {
+            return Ok(());
+        }
+        Err(match (kind, direction) {
+            (Kind::Packets, Bandwidth::Egress) => DropReason::PacketRateEgress.into(),
+            (Kind::Packets, Bandwidth::Ingress) => DropReason::PacketRateIngress.into(),
+            (Kind::Connections, Bandwidth::Egress) => DropReason::ConnectionRateEgress.into(),
+            (Kind::Connections, Bandwidth::Ingress) => DropReason::ConnectionRateIngress.into(),
         })
     }
 

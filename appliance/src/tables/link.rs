@@ -2,9 +2,15 @@
 
 use crate::address::Address;
 use crate::bandwidth::{Direction, Limit};
+use crate::group::Group;
 use crate::twin::Slot;
-use sluice_contract::{Identity, Mac, limits};
+use sluice_contract::{Identity, LinkId, Mac, Tenant, limits};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Bits of what is limited.
+const BANDWIDTH: u8 = 1;
+const PACKETS: u8 = 2;
+const CONNECTIONS: u8 = 4;
 
 /// A link, in two cache lines; most packets need only the first.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
@@ -16,11 +22,12 @@ pub struct Link {
     pub incarnation: u32,
     present: u8,
     count: u8,
-    /// Whether there is a limit at all.
+    /// What is limited: a bit for each kind.
     limited: u8,
     /// One more than the DSCP of what comes from it; 0: as it came.
     mark: u8,
-    pad: [u8; 12],
+    tenant: u16,
+    pad: [u8; 10],
     addresses: [Address; limits::LINK_ADDRESSES],
     /// To the pod and from it.
     limits: [Limit; 2],
@@ -46,7 +53,8 @@ impl Link {
             count,
             limited: 0,
             mark: 0,
-            pad: [0; 12],
+            tenant: row.tenant.raw(),
+            pad: [0; 10],
             addresses,
             limits: [Limit::default(); 2],
         }
@@ -67,7 +75,12 @@ impl Link {
     #[must_use]
     pub fn with_limits(self, ingress: Limit, egress: Limit) -> Self {
         Self {
-            limited: u8::from(!(ingress.is_none() && egress.is_none())),
+            limited: self.limited & !BANDWIDTH
+                | if ingress.is_none() && egress.is_none() {
+                    0
+                } else {
+                    BANDWIDTH
+                },
             limits: [ingress, egress],
             ..self
         }
@@ -92,16 +105,43 @@ impl Link {
     /// How much it may carry in a direction; `None`: whatever comes.
     #[inline]
     pub fn limit(&self, direction: Direction) -> Option<&Limit> {
-        if self.limited == 0 {
+        if !self.has_bandwidth() {
             return None;
         }
         let limit = self.limits.get(direction as usize)?;
         (!limit.is_none()).then_some(limit)
     }
 
-    /// Whether there is a limit in any direction.
+    /// The same with these kinds of rates limited, or not.
+    #[must_use]
+    pub const fn with_rates(self, packets: bool, connections: bool) -> Self {
+        let packets = if packets { PACKETS } else { 0 };
+        let connections = if connections { CONNECTIONS } else { 0 };
+        Self {
+            limited: self.limited & BANDWIDTH | packets | connections,
+            ..self
+        }
+    }
+
+    /// Whether there is a limit to its packets or their bytes in any direction.
+    #[inline]
     pub const fn is_limited(&self) -> bool {
-        self.limited != 0
+        self.limited & (BANDWIDTH | PACKETS) != 0
+    }
+
+    /// Whether there is a limit to its bytes in any direction.
+    pub const fn has_bandwidth(&self) -> bool {
+        self.limited & BANDWIDTH != 0
+    }
+
+    /// Whether there is a limit to its packets in any direction.
+    pub const fn has_packet_rate(&self) -> bool {
+        self.limited & PACKETS != 0
+    }
+
+    /// Whether there is a limit to new connections in any direction.
+    pub const fn has_connection_rate(&self) -> bool {
+        self.limited & CONNECTIONS != 0
     }
 
     pub const fn is_present(&self) -> bool {
@@ -114,6 +154,12 @@ impl Link {
 
     pub const fn identity(&self) -> Identity {
         Identity(self.identity)
+    }
+
+    /// With whom the link, whose id is `id`, shares room.
+    #[inline]
+    pub fn group(&self, id: LinkId) -> Group {
+        Group::of(id, Tenant::new(self.tenant).unwrap_or_default())
     }
 
     /// The addresses behind the link.

@@ -578,5 +578,6 @@ pub fn pod_row(link: u16, n: u16) -> LinkRow {
         mtu: 1500,
         identity: Identity(u32::from(link)),
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     }
 }

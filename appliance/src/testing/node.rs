@@ -118,6 +118,7 @@ pub fn node_rows() -> Vec<Row> {
         mtu: 1500,
         identity: Identity::WORLD,
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     };
     let mut host = link(HOST, Mac([2, 0, 0, 0, 0, 2]));
     host.identity = Identity::HOST;

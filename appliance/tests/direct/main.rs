@@ -90,6 +90,7 @@ fn link(id: u16, mac: Mac, addresses: &[&str]) -> Row {
         mtu: 1500,
         identity: Identity(300),
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 

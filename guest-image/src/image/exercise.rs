@@ -122,6 +122,7 @@ fn link_row(id: LinkId) -> LinkRow {
         mtu: 1500,
         identity,
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     }
 }
 

@@ -210,6 +210,7 @@ fn pod(n: usize, namespaces: usize, label_sets: usize) -> Pod {
         terminating: false,
         address_pool: None,
         egress_dscp: None,
+        rates: Default::default(),
     }
 }
 

@@ -95,6 +95,7 @@ impl Node {
             mtu: 1500,
             identity: self.model.identity(link(n)).unwrap(),
             incarnation: 1,
+            tenant: sluice_contract::Tenant::NONE,
         })
     }
 

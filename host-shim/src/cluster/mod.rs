@@ -9,6 +9,7 @@ mod health;
 mod plan;
 pub mod report;
 mod room;
+pub mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,8 +20,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sluice_contract::row::{LinkRow, MarkingRow};
-use sluice_contract::{Key, LinkId, Row};
+use sluice_contract::row::{LinkRow, MarkingRow, RatesRow};
+use sluice_contract::{Key, LinkId, Row, Tenant};
 use sluice_model::compile::{
     Attached, Config as ModelConfig, DefaultDeny, Displaced, HostPolicy, Members, Model, Served,
     Undescribed,
@@ -35,6 +36,7 @@ use sluice_model::store::Event;
 
 use self::config::{PolicyMode, ServicesConfig, SourceConfig};
 use self::health::Health;
+use self::tenants::{RatesConfig, Tenants};
 use crate::config::Config;
 use crate::control::Control;
 use crate::files;
@@ -71,6 +73,9 @@ struct Shared {
 struct State {
     model: Model,
     links: BTreeMap<LinkId, Told>,
+    tenants: Tenants,
+    /// Limits of pods that say nothing of them.
+    rates: RatesConfig,
     /// The source has said everything once, and the control channel has it.
     is_known: bool,
     findings: BTreeSet<Finding>,
@@ -89,6 +94,8 @@ struct Told {
     is_told: bool,
     /// The DSCP that the appliance gives to what comes from it.
     dscp: Option<u8>,
+    /// How many packets and connections it may carry.
+    rates: Option<RatesRow>,
 }
 
 /// All nodes, once they are known, and who wants to know of them.
@@ -155,6 +162,8 @@ impl Cluster {
             state: Mutex::new(State {
                 model,
                 links: BTreeMap::new(),
+                tenants: Tenants::default(),
+                rates: config.pod_rates,
                 is_known: false,
                 findings: BTreeSet::new(),
                 displaced,
@@ -257,14 +266,16 @@ impl Cluster {
 
     /// A pod has a link: `row` (whose identity is policy's to say) and `others`, in one change with what policy says of
     /// it. The number is for [`Control::wait`].
-    pub fn attach(&self, pod: Name, row: LinkRow, others: Vec<Row>) -> u64 {
+    pub fn attach(&self, pod: Name, mut row: LinkRow, others: Vec<Row>) -> u64 {
         let mut state = self.shared.lock();
+        row.tenant = state.tenant(&pod.namespace);
         let addresses = row.addresses.to_vec();
         state.model.attach(row.id, Attached { pod, addresses });
         let told = Told {
             row,
             is_told: false,
             dscp: None,
+            rates: None,
         };
         state.links.insert(told.row.id, told);
         self.shared.tell(&mut state, others, Vec::new())
@@ -275,8 +286,11 @@ impl Cluster {
         let mut state = self.shared.lock();
         state.model.detach(link);
         let told = state.links.remove(&link);
-        if told.is_some_and(|told| told.dscp.is_some()) {
+        if told.as_ref().is_some_and(|told| told.dscp.is_some()) {
             others.push(Key::Marking(link));
+        }
+        if told.is_some_and(|told| told.rates.is_some()) {
+            others.push(Key::Rates(link));
         }
         others.push(Key::Link(link));
         self.shared.tell(&mut state, Vec::new(), others)
@@ -392,6 +406,13 @@ impl Shared {
                     None => remove.push(Key::Marking(*link)),
                 }
             }
+            let rates = state.rates.row(*link, &state.model.rates(*link));
+            if std::mem::replace(&mut told.rates, rates) != rates {
+                match rates {
+                    Some(rates) => put.push(Row::Rates(rates)),
+                    None => remove.push(Key::Rates(*link)),
+                }
+            }
         }
         state.compiled = begin.elapsed();
         let revision = if put.is_empty() && remove.is_empty() {
@@ -427,6 +448,12 @@ impl Shared {
 }
 
 impl State {
+    /// The number of a namespace that gets a link.
+    fn tenant(&mut self, namespace: &Arc<str>) -> Tenant {
+        let in_use = self.links.values().map(|told| told.row.tenant);
+        self.tenants.number(namespace, in_use)
+    }
+
     fn take(&mut self, event: Event) {
         if let Event::Lost { reason } = &event {
             tracing::warn!(%reason, "the cluster cannot be followed at the moment");

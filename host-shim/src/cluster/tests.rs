@@ -100,6 +100,7 @@ impl Ground {
             mtu: 1500,
             identity: Identity(Identity::FIRST_POD),
             incarnation: 1,
+            tenant: sluice_contract::Tenant::NONE,
         };
         self.cluster.attach(pod_name(pod), row, Vec::new())
     }
@@ -237,6 +238,59 @@ fn b11_annotations_of_pods_and_namespaces_mark_what_pods_send() {
     });
     ground.cluster.detach(LinkId::new(17).unwrap(), Vec::new());
     ground.until("nothing of a pod that is gone", |it| dscp(it, 17).is_none());
+}
+
+#[test]
+fn b09_annotations_of_pods_limit_packets_and_connections_and_wrong_ones_are_findings() {
+    let client = |annotations: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: client, namespace: shop, annotations: {{{annotations}}}}}\n"
+        )
+    };
+    let limited = "sluice.dev/egress-packets-per-second: '5000', sluice.dev/ingress-connections-per-second: '7'";
+    let mut ground = Ground::new("rates", &[("pods.yaml", &client(limited))]);
+    ground.attach("shop/client", 17, 2);
+    ground.serve();
+    let rates = |ground: &Ground| match ground.row(Key::Rates(LinkId::new(17).unwrap()))? {
+        Row::Rates(row) => Some([
+            row.ingress_packets,
+            row.egress_packets,
+            row.ingress_connections,
+            row.egress_connections,
+        ]),
+        _ => None,
+    };
+    let number = |n| std::num::NonZeroU32::new(n);
+    ground.until("the pod's", |it| {
+        rates(it) == Some([None, number(5000), number(7), None])
+    });
+    ground.write(
+        "pods.yaml",
+        &client("sluice.dev/egress-packets-per-second: '-1', sluice.dev/egress-connections-per-second: unlimited"),
+    );
+    ground.until("nothing of a wrong number", |it| {
+        let findings = it.cluster.report().findings;
+        rates(it).is_none()
+            && findings
+                .iter()
+                .any(|it| it.contains("egress-packets-per-second") && it.contains("default"))
+    });
+}
+
+#[test]
+fn k04_links_of_one_namespace_share_a_number_that_no_other_namespace_has() {
+    let mut ground = Ground::new("tenants", &[("pods.yaml", PODS)]);
+    ground.attach("shop/web", 16, 1);
+    ground.attach("shop/client", 17, 2);
+    ground.attach("yard/gate", 18, 3);
+    ground.serve();
+    let tenant = |ground: &Ground, id: u16| match ground.row(Key::Link(LinkId::new(id).unwrap()))? {
+        Row::Link(row) => Some(row.tenant.raw()),
+        _ => None,
+    };
+    ground.until("three links", |it| {
+        [16, 17, 18].map(|id| tenant(it, id)) == [Some(1), Some(1), Some(2)]
+    });
 }
 
 #[test]

@@ -304,7 +304,7 @@ impl Control {
                 ServiceKey::Nat | ServiceKey::Connections | ServiceKey::Prefix(_)
             ),
             Key::Node | Key::Overlay(_) | Key::Route(_) => true,
-            Key::Policy(_) | Key::Bandwidth(_) | Key::Marking(_) => false,
+            Key::Policy(_) | Key::Bandwidth(_) | Key::Marking(_) | Key::Rates(_) => false,
         };
         let state = self.0.lock();
         let refusals = state.desired.refusals();

@@ -25,6 +25,7 @@ fn link(id: u16, incarnation: u32) -> Row {
         mtu: 1500,
         identity: Identity(7),
         incarnation,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 

@@ -24,6 +24,7 @@ fn what(key: Key) -> String {
         Key::Overlay(OverlayKey::Remote(prefix)) => format!("Range {prefix} of another node"),
         Key::Bandwidth(link) => format!("The bandwidth of {link}"),
         Key::Marking(link) => format!("The DSCP of {link}"),
+        Key::Rates(link) => format!("The packet and connection rates of {link}"),
         Key::Route(prefix) => format!("The route to {prefix}"),
     }
 }

@@ -149,6 +149,7 @@ fn row(config: &HostLinkConfig, mtu: u16) -> Row {
         mtu,
         identity: Identity::HOST,
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 

@@ -73,6 +73,7 @@ impl SavedLink {
             mtu: self.mtu,
             identity: Identity(Identity::FIRST_POD + u32::from(self.id.raw())),
             incarnation: self.incarnation,
+            tenant: sluice_contract::Tenant::NONE,
         }
     }
 

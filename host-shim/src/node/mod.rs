@@ -27,6 +27,7 @@ use sluice_contract::policy::PolicyKey;
 use sluice_contract::row::NodeRow;
 use sluice_contract::{Key, LinkId, Row};
 use sluice_model::object::Name;
+use sluice_model::object::rates::Rates;
 use sluice_model::taint::Observer;
 
 use self::links::{Link, LinkError, LinkTable, SavedLink};
@@ -320,7 +321,12 @@ impl Node {
 
     /// The same, whatever policy says.
     fn put_rows(&self, link: &Link) -> u64 {
-        let rows = link.saved.own_rows().into_iter();
+        let rates = self.config.pod_rates.row(link.saved.id, &Rates::default());
+        let rows = link
+            .saved
+            .own_rows()
+            .into_iter()
+            .chain(rates.map(Row::Rates));
         self.control.put(rows.chain([Row::Link(link.saved.row())]))
     }
 
@@ -397,7 +403,8 @@ impl Node {
     /// The appliance forgets it first: no frame meets a link that is half there.
     fn withdraw(&self, link: &Link) -> Result<(), NodeError> {
         let key = Key::Link(link.saved.id);
-        let own: Vec<Key> = link.saved.own_rows().iter().map(Row::key).collect();
+        let mut own: Vec<Key> = link.saved.own_rows().iter().map(Row::key).collect();
+        own.push(Key::Rates(link.saved.id));
         let revision = match &self.cluster {
             Some(cluster) => cluster.detach(link.saved.id, own),
             None => self.control.remove(own.into_iter().chain([key])),

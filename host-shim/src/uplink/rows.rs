@@ -444,6 +444,7 @@ fn link(card: &Interface) -> Row {
         mtu: card.mtu,
         identity: Identity::WORLD,
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 

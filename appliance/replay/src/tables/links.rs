@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use sluice_contract::overlay::NextHopId;
 use sluice_contract::row::{LinkRow, NodeRow, RouteRow};
-use sluice_contract::{Identity, LinkId, Mac, Row};
+use sluice_contract::{Identity, LinkId, Mac, Row, Tenant};
 
 use super::text::{MacText, PrefixText};
 use super::{Rows, TablesError};
@@ -57,6 +57,8 @@ pub(super) struct Link {
     identity: Option<u32>,
     #[serde(default = "incarnation")]
     incarnation: u32,
+    #[serde(default)]
+    tenant: Tenant,
 }
 
 const fn mtu() -> u16 {
@@ -163,6 +165,7 @@ impl Link {
             mtu: self.mtu,
             identity,
             incarnation: self.incarnation,
+            tenant: self.tenant,
         }))
     }
 }

@@ -57,6 +57,7 @@ struct ConnectionsFields {
     sctp_closing: u32,
     other: u32,
     pod_share: u8,
+    tenant_share: u8,
     adopt_midflow: u32,
 }
 

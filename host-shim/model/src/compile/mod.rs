@@ -45,6 +45,7 @@ use sluice_contract::{Identity, LinkId};
 
 use crate::diff::Tables;
 use crate::finding::{Finding, Severity};
+use crate::object::rates::Rates;
 use crate::object::{Forwarding, Name, Service, TrafficPolicy};
 use crate::store::{Event, Store};
 
@@ -370,6 +371,13 @@ impl Model {
         let pod = &self.links.get(&link)?.pod;
         let own = self.store.pod(pod).and_then(|it| it.egress_dscp);
         own.or_else(|| self.store.namespace_dscp(&pod.namespace))
+    }
+
+    /// How many packets and connections the pod behind a link may send and be sent, as its annotations say.
+    pub fn rates(&self, link: LinkId) -> Rates {
+        let pod = self.links.get(&link).map(|attached| &attached.pod);
+        let pod = pod.and_then(|pod| self.store.pod(pod));
+        pod.map_or_else(Rates::default, |pod| pod.rates)
     }
 
     /// What there is now, to be looked at for longer.

@@ -171,6 +171,7 @@ mod tests {
             terminating: false,
             address_pool: None,
             egress_dscp: None,
+            rates: Default::default(),
         };
         let mut pods = Pods::new(Undescribed::AsBefore, []);
         let before = pods.update(&name, Some(&pod), None);

@@ -4,6 +4,7 @@
 
 mod labels;
 mod policy;
+pub mod rates;
 mod service;
 
 use std::collections::BTreeMap;
@@ -252,6 +253,7 @@ pub struct Pod {
     pub address_pool: Option<Arc<str>>,
     /// With which DSCP its packets go on; `None`: its namespace's say.
     pub egress_dscp: Option<u8>,
+    pub rates: rates::Rates,
 }
 
 /// A port of a container that has a name.

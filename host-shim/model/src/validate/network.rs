@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Check;
 use super::fields::{port_name, shared};
+use crate::object::rates::{Rate, Rates};
 use crate::object::{
     Block, Name, NamedPort, Namespace, NetworkPolicy, Node, NodeAddress, Peer, Pod, PodSelector,
     PolicyPort, Port, Prefix, Rule,
@@ -47,6 +48,32 @@ impl Check<'_> {
             );
         }
         dscp
+    }
+
+    /// Limits to packets and connections. One that cannot be is told, and the node's default counts.
+    fn rates(&mut self, metadata: &ObjectMeta) -> Rates {
+        let mut rate = |what: &str| {
+            let key = format!("sluice.dev/{what}-per-second");
+            let text = metadata.annotations.as_ref()?.get(&key)?;
+            if text == "unlimited" {
+                return Some(Rate::Unlimited);
+            }
+            let rate = text.parse().ok().map(Rate::PerSecond);
+            if rate.is_none() {
+                let problem = format!(
+                    "{text:?} is neither a number from 1 to {} nor \"unlimited\": the node's default counts",
+                    u32::MAX
+                );
+                self.warn(format!("metadata.annotations[{key}]"), problem);
+            }
+            rate
+        };
+        Rates {
+            ingress_packets: rate("ingress-packets"),
+            egress_packets: rate("egress-packets"),
+            ingress_connections: rate("ingress-connections"),
+            egress_connections: rate("egress-connections"),
+        }
     }
 
     pub(super) fn namespace(&mut self, name: &Name, metadata: &ObjectMeta) -> Namespace {
@@ -110,6 +137,7 @@ impl Check<'_> {
         let labels = self.labels(&pod.metadata).into();
         let address_pool = address_pool(&pod.metadata);
         let egress_dscp = self.egress_dscp(&pod.metadata);
+        let rates = self.rates(&pod.metadata);
         let terminating = pod.metadata.deletion_timestamp.is_some();
         let spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
@@ -130,6 +158,7 @@ impl Check<'_> {
             terminating,
             address_pool,
             egress_dscp,
+            rates,
             addresses: self.pod_addresses(status),
         }
     }

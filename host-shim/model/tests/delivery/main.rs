@@ -71,7 +71,12 @@ fn compiled(model: &mut Model) -> Vec<u8> {
         .flat_map(|row| bytes(&ToGuest::Put(row)))
         .collect();
     for link in model.links().keys() {
-        let seen = (link, model.identity(*link), model.egress_dscp(*link));
+        let seen = (
+            link,
+            model.identity(*link),
+            model.egress_dscp(*link),
+            model.rates(*link),
+        );
         all.extend(format!("{seen:?}\n").bytes());
     }
     all.extend(format!("{:?}\n", model.health_checks()).bytes());

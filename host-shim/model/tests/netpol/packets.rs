@@ -38,6 +38,7 @@ impl Node {
                 mtu: 1500,
                 identity: model.identity(link(n)).unwrap(),
                 incarnation: 1,
+                tenant: sluice_contract::Tenant::NONE,
             })
         });
         let links: Vec<Row> = links.collect();

@@ -352,6 +352,7 @@ fn node_rows(model: &Model) -> Vec<Row> {
             mtu: 1500,
             identity,
             incarnation: 1,
+            tenant: sluice_contract::Tenant::NONE,
         })
     };
     let hop = |id, address, mac| {

@@ -56,6 +56,7 @@ pub(super) fn link(addresses: impl IntoIterator<Item = IpAddr>, mtu: u16) -> Row
         mtu,
         identity: Identity::HOST,
         incarnation: 1,
+        tenant: sluice_contract::Tenant::NONE,
     })
 }
 
