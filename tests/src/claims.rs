@@ -123,6 +123,55 @@ pub fn no_ping_is_lost(lab: &Lab, count: u32) -> Result<String> {
     Ok(format!("{received} of {sent} answered; {times}"))
 }
 
+/// While one pod sends as fast as it can, by long frames and by short ones, every ping of another pair is answered. Says what
+/// that does to their times. Of four pods the first floods the second, the third pings the fourth.
+///
+/// # Errors
+/// If a ping is lost, or nothing was sent meanwhile.
+pub fn a_flood_delays_no_other_pod(lab: &Lab, pings: u32) -> Result<String> {
+    let [_, flooded, pinger, pinged] = lab.pods.as_slice() else {
+        anyhow::bail!("the lab has not four pods");
+    };
+    let _server = lab.serve(1)?;
+    let server = format!("{}:7000", flooded.v4);
+    let (count, address) = (pings.to_string(), pinged.v4.to_string());
+    let words = ["-i", "0.005", "-c", &count, "-W", "2", &address];
+    all_answered(pinger, &["-c", "3", &address])?;
+    let seconds = (f64::from(pings) * 0.006 + 1.0).to_string();
+    let mut seen = vec![format!("alone {}", percentiles(&ping(pinger, &words)?)?)];
+    for load in ["bulk", "udp"] {
+        let (text, flood) = std::thread::scope(|scope| {
+            let flood = scope.spawn(|| lab.load(0, &[load, &server, "--time", &seconds]));
+            let text = ping(pinger, &words);
+            (text, flood.join())
+        });
+        let flood = flood.map_err(|_| anyhow::anyhow!("the load ended"))??;
+        ensure!(flood.done > 0, "{load}: nothing was sent");
+        let text = text?;
+        let (sent, received) = counts(&text)?;
+        ensure!(
+            sent == received,
+            "{load}: {} of {sent} were lost",
+            sent - received
+        );
+        seen.push(format!("beside {load} {}", percentiles(&text)?));
+    }
+    Ok(seen.join(", "))
+}
+
+/// Median and 99th percentile of the times that ping printed.
+fn percentiles(text: &str) -> Result<String> {
+    let times = text.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("time=")?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    let mut times: Vec<f64> = times.collect();
+    times.sort_by(f64::total_cmp);
+    let at = |percent: usize| times.get(times.len() * percent / 100);
+    let (half, most) = (at(50).context("no times")?, at(99).context("no times")?);
+    Ok(format!("p50 {half} ms, p99 {most} ms"))
+}
+
 /// A TCP stream arrives byte for byte, in both families.
 ///
 /// # Errors

@@ -75,3 +75,22 @@ fn the_node_says_which_cores_its_trunk_takes() {
         "{seat} of {cores} cores"
     );
 }
+
+#[test]
+fn b10_a_pod_at_line_rate_costs_no_other_pod_its_pings() {
+    need!(
+        "b10_a_pod_at_line_rate_costs_no_other_pod_its_pings",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("ping")
+    );
+    let lab = Lab::start(&Plan {
+        pods: 4,
+        ..Plan::default()
+    })
+    .expect("a node");
+    let seen = claims::a_flood_delays_no_other_pod(&lab, 400).expect("pings beside a flood");
+    // Not asserted: how long a ping takes on a busy machine is for its scheduler to say.
+    println!("{seen}");
+}

@@ -1,9 +1,8 @@
 //! The taps the trunk serves: which link id is which file descriptor, who has frames waiting, and what each has carried.
 //!
-//! Readiness is edge-triggered: a link joins the active list when its tap reports a frame and leaves it when a read
-//! says there is none, so that no syscall is spent on quiet links however many there are.
+//! Readiness is edge-triggered: a link waits for its turn from when its tap reports a frame until a
+//! read says there is none, so that no syscall is spent on quiet links however many there are.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use std::sync::Arc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::drops::{Counter, Drops};
+use super::turns::Turns;
 use super::vnet;
 use crate::tap;
 
@@ -61,7 +61,6 @@ pub struct Link {
     /// Bytes of the tap's vnet header.
     header: usize,
     counters: Arc<LinkCounters>,
-    active: bool,
 }
 
 impl Link {
@@ -89,7 +88,7 @@ impl Link {
 pub struct Links {
     epoll: Epoll,
     by_id: Vec<Option<Box<Link>>>,
-    active: VecDeque<u16>,
+    turns: Turns,
 }
 
 impl Links {
@@ -103,7 +102,7 @@ impl Links {
         Ok(Self {
             epoll,
             by_id,
-            active: VecDeque::new(),
+            turns: Turns::new(IDS),
         })
     }
 
@@ -131,9 +130,8 @@ impl Links {
             tap,
             header,
             counters,
-            active: true,
         }));
-        self.active.push_back(id);
+        self.turns.join(id);
         Ok(())
     }
 
@@ -142,7 +140,7 @@ impl Links {
         let Some(link) = self.by_id.get_mut(usize::from(id)).and_then(Option::take) else {
             return false;
         };
-        self.active.retain(|a| *a != id);
+        self.turns.forget(id);
         // Closing would end the watch too, but another process may hold a copy of the file.
         if let Err(error) = self.epoll.delete(&link.tap) {
             tracing::warn!(link = link.id, %error, "tap was not watched");
@@ -172,43 +170,26 @@ impl Links {
         };
         for event in events.iter().take(n) {
             let id = u16::try_from(event.data()).unwrap_or(0);
-            let slot = self.by_id.get_mut(usize::from(id)).and_then(Option::as_mut);
-            if let Some(link) = slot.filter(|l| !l.active) {
-                link.active = true;
-                self.active.push_back(id);
+            if self.link(id).is_some() {
+                self.turns.join(id);
             }
         }
     }
 
-    /// The active link whose turn it is; it goes to the back of the queue.
-    pub(super) fn next_active(&mut self) -> Option<u16> {
-        let id = self.active.pop_front()?;
-        self.active.push_back(id);
-        Some(id)
-    }
-
-    /// The link has no frame waiting.
-    pub(super) fn quiet(&mut self, id: u16) {
-        if let Some(link) = self.by_id.get_mut(usize::from(id)).and_then(Option::as_mut) {
-            link.active = false;
-        }
-        if self.active.back() == Some(&id) {
-            self.active.pop_back();
-        } else {
-            self.active.retain(|a| *a != id);
-        }
+    /// Whose turn it is, of the links that may have frames.
+    pub(super) fn turns(&mut self) -> &mut Turns {
+        &mut self.turns
     }
 
     /// Every link may have a frame waiting.
     pub(super) fn activate_all(&mut self) {
-        for link in self.by_id.iter_mut().flatten().filter(|l| !l.active) {
-            link.active = true;
-            self.active.push_back(link.id);
+        for link in self.by_id.iter().flatten() {
+            self.turns.join(link.id);
         }
     }
 
     /// Whether a link may have a frame waiting.
     pub(super) fn any_active(&self) -> bool {
-        !self.active.is_empty()
+        self.turns.any()
     }
 }

@@ -14,8 +14,6 @@ use super::memory::{MAX_ENTRIES, Scatter, TRUNK_HEAD};
 use super::ring::{Ring, RingError};
 use super::vnet;
 
-/// Frames a link may deliver before the next active link has its turn.
-const TURN: u32 = 16;
 /// Most pieces that may be needed for one frame: the 64 KiB in buffers of 128 bytes, and still one `readv`.
 const MAX_STAGED: usize = MAX_ENTRIES - chain::MAX_PIECES - 2;
 /// Consumed pieces kept before the list is moved to the front.
@@ -55,8 +53,8 @@ pub(super) struct Phase {
 }
 
 enum Outcome {
-    /// A frame was taken from the tap: moved, or dropped and counted.
-    Done,
+    /// A frame of this length was taken from the tap: moved, or dropped and counted.
+    Done(usize),
     Empty,
 }
 
@@ -86,13 +84,14 @@ impl Receiver {
         let mut phase = Phase::default();
         self.budget = self.ring.size();
         while phase.frames < limit && !phase.starved && self.budget != 0 {
-            let Some(id) = links.next_active() else { break };
-            let turn = TURN.min(limit - phase.frames);
-            match self.serve(links, id, turn, counters)? {
+            let Some(id) = links.turns().current() else {
+                break;
+            };
+            match self.serve(links, id, limit - phase.frames, counters)? {
                 Served::Frames(n) => phase.frames += n,
                 Served::Quiet(n) => {
                     phase.frames += n;
-                    links.quiet(id);
+                    links.turns().leave(id);
                 }
                 Served::Starved(n) => {
                     phase.frames += n;
@@ -106,24 +105,27 @@ impl Receiver {
         Ok(phase)
     }
 
+    /// Moves up to `limit` frames of the link whose turn it is. A turn that the limit or the guest's buffers cut short goes on
+    /// in the next phase.
     fn serve(
         &mut self,
-        links: &Links,
+        links: &mut Links,
         id: u16,
-        turn: u32,
+        limit: u32,
         counters: &TrunkCounters,
     ) -> Result<Served, RingError> {
-        let Some(link) = links.link(id) else {
-            return Ok(Served::Quiet(0));
-        };
         let mut frames = 0;
-        for _ in 0..turn {
+        while frames < limit {
             if !self.stage(counters)? {
                 return Ok(Served::Starved(frames));
             }
-            match self.frame(id, link) {
-                Outcome::Done => frames += 1,
-                Outcome::Empty => return Ok(Served::Quiet(frames)),
+            let outcome = links.link(id).map(|link| self.frame(id, link));
+            let Some(Outcome::Done(bytes)) = outcome else {
+                return Ok(Served::Quiet(frames));
+            };
+            frames += 1;
+            if !links.turns().charge(id, bytes) {
+                break;
             }
         }
         Ok(Served::Frames(frames))
@@ -215,11 +217,11 @@ impl Receiver {
         let on_trunk = (n + vnet::TAG) as u32;
         if n < vnet::HEADER + vnet::MACS + 2 {
             link.counters().drops.count(HostDrop::ShortHeader);
-            return Outcome::Done;
+            return Outcome::Done(n);
         }
         if on_trunk >= self.capacity {
             link.counters().drops.count(HostDrop::Truncated);
-            return Outcome::Done;
+            return Outcome::Done(n);
         }
         link.counters()
             .to_guest
@@ -227,7 +229,7 @@ impl Receiver {
         vnet::to_trunk(&mut header, self.buffers_for(on_trunk));
         self.pieces.put_head(self.first, &header, vnet::tag(id));
         self.consume(on_trunk);
-        Outcome::Done
+        Outcome::Done(n)
     }
 
     fn buffers_for(&self, len: u32) -> u16 {
@@ -267,7 +269,7 @@ enum Served {
 fn empty_or_gone(error: &io::Error, link: &Link) -> Outcome {
     match error.kind() {
         io::ErrorKind::WouldBlock => Outcome::Empty,
-        io::ErrorKind::Interrupted => Outcome::Done,
+        io::ErrorKind::Interrupted => Outcome::Done(0),
         _ => {
             // EBADFD: the interface was deleted under us. The link stays quiet until it is removed.
             link.counters().drops.count(HostDrop::TapDown);

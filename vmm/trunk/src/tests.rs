@@ -386,6 +386,32 @@ fn busy_link_does_not_starve_a_quiet_one() {
 }
 
 #[test]
+fn b10_long_frames_of_one_link_do_not_hold_back_the_short_ones_of_another() {
+    let room = 66_000;
+    let mut guest = FakeGuest::new(64, true).unwrap();
+    guest.offer_buffers(0, 32, room);
+    let (mut engine, _) = engine_for(&guest).unwrap();
+    let (long, _) = socket_link(&mut engine, 16).unwrap();
+    let (short, _) = socket_link(&mut engine, 17).unwrap();
+    for _ in 0..3 {
+        long.send(&tap_frame(60_000)).unwrap();
+    }
+    for _ in 0..8 {
+        short.send(&tap_frame(50)).unwrap();
+    }
+
+    assert_eq!(engine.step().to_guest, 11);
+
+    let used = guest.used(RECEIVE);
+    let at = |head: u32| buffer(u16::try_from(head).unwrap(), room) + 26;
+    let link = |(head, _)| u16::from_be_bytes(guest.read(at(head), 2).try_into().unwrap());
+    let order: Vec<u16> = used.into_iter().map(link).collect();
+    // The second long frame overdraws the quantum; the third waits until the other link had its turn.
+    let expected = [&[16; 2][..], &[17; 8], &[16]].concat();
+    assert_eq!(order, expected);
+}
+
+#[test]
 fn rings_resume_at_the_used_index_found_in_memory() {
     let mut guest = FakeGuest::new(64, true).unwrap();
     guest.offer_buffers(0, 30, 4096);
