@@ -285,6 +285,24 @@ fn m06_errors_about_translated_packets_reach_the_pod_and_quote_its_own() {
     }
 }
 
+#[test]
+fn m06_an_error_from_outside_in_the_name_of_a_pod_or_of_the_node_is_refused() {
+    for a in BOTH {
+        let mut bench = node::node();
+        let out = packet(16, a.pods[0], a.outside).udp(4000, 80);
+        let sent = bench.send(16, &out.build()).forwarded(UPLINK).to_vec();
+        for posing in [a.pods[0], a.pods[1], a.node] {
+            let error = error_about(&a, &sent, posing, a.node);
+            let end = bench.send(UPLINK, &error.build());
+            assert_eq!(end.dropped(), DropReason::Spoof, "{posing}");
+        }
+        for honest in [a.outside, a.other_node] {
+            let error = error_about(&a, &sent, honest, a.node);
+            bench.send(UPLINK, &error.build()).forwarded(16);
+        }
+    }
+}
+
 /// A translated connection of IPv6 takes two slots.
 const fn sluice_slots(a: &node::Addresses) -> u32 {
     match a.family {

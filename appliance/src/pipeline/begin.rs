@@ -78,7 +78,12 @@ impl<O: Observer> Stages<'_, '_, O> {
     }
 
     /// Who may not even ask.
-    fn admit(&self, frame: &Frame<'_>, packet: &Packet, origin: Origin) -> Result<(), Refusal> {
+    pub(super) fn admit(
+        &self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+        origin: Origin,
+    ) -> Result<(), Refusal> {
         match origin {
             Origin::Outside if self.is_posing(packet) => Err(DropReason::Spoof.into()),
             Origin::Outside => match self.tables.place(packet.source) {

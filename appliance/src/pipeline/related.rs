@@ -10,6 +10,7 @@ use crate::frame::Frame;
 use crate::observe::{Observer, Step};
 use crate::parse::{Fragment, Packet, quoted};
 use crate::rewrite;
+use crate::service::Origin;
 use crate::verdict::Verdict;
 use crate::wire::{checksum, icmp, protocol};
 use sluice_contract::DropReason;
@@ -57,10 +58,11 @@ impl<O: Observer> Stages<'_, '_, O> {
             self.directly(frame, packet, hit, &memo, &mut hop)?;
         }
         self.has_room(frame, packet, &hop)?;
-        // The other end speaks for itself, a router in between keeps its own address.
+        // The other end speaks for itself, a router in between keeps its own address, which is none of the cluster's.
         let source = if packet.source == quoted.destination() {
             leaves.source()
         } else {
+            self.admit(frame, packet, Origin::of(frame.ingress))?;
             packet.source
         };
         let outer = (source, leaves.destination());
