@@ -130,6 +130,9 @@ impl Cluster {
             let far = format!("{far}/{}", if far.contains(':') { 128 } else { 32 });
             outside.run(&["ip", "addr", "add", &far, "dev", "lo"])?;
         }
+        // Its own ports are none of those that nodes translate to: a capture tells them apart.
+        let ports = "net.ipv4.ip_local_port_range=32768 49151";
+        outside.run(&["sysctl", "-qw", ports])?;
         let objects = Objects::write(&format!("{}-objects", outside.name()), count)?;
         let mut cluster = Self {
             nodes: Vec::new(),

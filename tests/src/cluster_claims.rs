@@ -205,7 +205,7 @@ pub fn the_hosts_own_traffic_stays_the_hosts(cluster: &Cluster) -> Result<String
     let [near4, near6] = near;
     let outside = format!("(ip.addr == {near4} || ipv6.addr == {near6})");
     // Pings of pods, and connections of an earlier claim that are still closing.
-    let of_pods = "(icmp.ident >= 61440 || tcp.port in {30000..32767, 61440..65535})";
+    let of_pods = "(icmp.ident >= 49152 || tcp.port in {30000..32767, 49152..65535})";
     for (tap, belongs) in taps.into_iter().zip([of_pods, "icmp.type == 8"]) {
         let tap = tap?;
         tap.until_fields(belongs, &["frame.number"], 1)?;
