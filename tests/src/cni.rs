@@ -183,7 +183,11 @@ impl CniLab {
         Ok(cni)
     }
 
-    fn of(lab: Lab) -> Result<Self> {
+    /// The plugin against this node.
+    ///
+    /// # Errors
+    /// If the lab has no directory.
+    pub fn of(lab: Lab) -> Result<Self> {
         let directory = lab
             .run_dir()
             .parent()

@@ -1,9 +1,9 @@
 //! The traffic generator as a program, so that it can run inside a pod's namespace.
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
-use sluice_tests::load::{tcp, udp};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use clap::{Parser, Subcommand, ValueEnum};
+use sluice_tests::load::{flood, paced, tcp, udp};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::time::Duration;
 
 /// Bounded traffic between two pods; every client prints one JSON object
@@ -56,6 +56,37 @@ enum Role {
         #[arg(long, default_value = "cubic")]
         congestion: String,
     },
+    /// TCP requests at a fixed rate, each on a connection of its own
+    Paced {
+        server: SocketAddr,
+        #[arg(long, default_value_t = 2.0)]
+        time: f64,
+        /// Requests a second
+        #[arg(long, default_value_t = 100.0)]
+        rate: f64,
+    },
+    /// Answer each UDP datagram with itself until ended
+    Echo {
+        #[arg(default_value = "[::]:7001")]
+        listen: SocketAddr,
+    },
+    /// What a hostile pod or stranger sends, through a raw socket
+    Flood {
+        kind: Kind,
+        source: Ipv4Addr,
+        target: SocketAddrV4,
+        #[arg(long, default_value_t = 2.0)]
+        time: f64,
+        /// Packets a second
+        #[arg(long, default_value_t = 1000)]
+        rate: u32,
+        /// Tunnel address that a forged ICMP message quotes as the destination
+        #[arg(long, default_value = "192.0.2.1:4789")]
+        peer: SocketAddrV4,
+        /// MTU that a forged ICMP message claims
+        #[arg(long, default_value_t = 552)]
+        mtu: u16,
+    },
     /// A TCP stream whose every byte is checked at the far end
     Checked {
         server: SocketAddr,
@@ -64,9 +95,40 @@ enum Role {
     },
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// UDP from ever other source ports
+    Ports,
+    /// First fragments without the rest
+    Fragments,
+    /// Forged ICMP "fragmentation needed"
+    TooBig,
+}
+
 fn main() -> Result<()> {
     let outcome = match Arguments::parse().role {
         Role::Serve { listen } => return serve(listen),
+        Role::Echo { listen } => return flood::echo(&UdpSocket::bind(listen)?),
+        Role::Paced { server, time, rate } => {
+            paced::requests(server, rate, Duration::from_secs_f64(time))?
+        }
+        Role::Flood {
+            kind,
+            source,
+            target,
+            time,
+            rate,
+            peer,
+            mtu,
+        } => {
+            let kind = match kind {
+                Kind::Ports => flood::Kind::Ports,
+                Kind::Fragments => flood::Kind::Fragments,
+                Kind::TooBig => flood::Kind::TooBig { peer, mtu },
+            };
+            let time = Duration::from_secs_f64(time);
+            flood::send(source, target, kind, flood::Bounds { rate, time })?
+        }
         Role::Udp {
             server,
             time,

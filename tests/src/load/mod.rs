@@ -3,9 +3,12 @@
 //! * [`udp`]: 64-byte datagrams, at most a window of them unacknowledged; the receiver acknowledges, so the rate is what
 //!   arrived and a lost datagram is seen.
 //! * [`tcp`]: request/response of one byte with its latencies, connections per second, bulk, and a checked stream.
+//! * [`paced`]: requests at a fixed rate, each on a new connection; [`flood`]: what hostile pods and strangers send.
 //!
 //! Every client is bounded in time and prints one JSON object.
 
+pub mod flood;
+pub mod paced;
 pub mod tcp;
 pub mod udp;
 
