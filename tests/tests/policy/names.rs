@@ -1,4 +1,4 @@
-//! Domain names in policy: a real resolver in a pod, a real client in another, and where that one may go.
+//! Domain names in policy: a real resolver in a pod, a real client in another, and where outside the cluster that one may go.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -8,6 +8,8 @@ use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
 use sluice_tests::netns::Netns;
 use sluice_tests::policy;
+use sluice_tests::traffic::serve;
+use sluice_tests::underlay::{Underlay, node4, node6};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -53,9 +55,38 @@ impl Drop for ResolvConf {
     }
 }
 
+/// The site's number on the wire.
+const SITE: u8 = 200;
+
+/// A node with three pods and a card, not started, and a site outside the cluster on the same wire.
+fn prepare() -> (Lab, Netns, Underlay) {
+    let underlay = Underlay::new(1500).expect("a wire");
+    let site = Netns::new("site").expect("a site");
+    underlay.attach(&site, SITE).expect("the site's card");
+    let own = [node4(1), node6(1)];
+    let plan = Plan {
+        pods: 3,
+        number: 1,
+        mtu: 1450,
+        node_addresses: own.to_vec(),
+        ..Plan::default()
+    };
+    let lab = underlay.node(&plan, &json!({}), &[]).expect("a lab");
+    std::fs::create_dir_all(lab.manifests()).expect("a directory");
+    let [own4, own6] = lab.pods[1].addresses();
+    lab.change_config(|config| {
+        let routes = ["10.244.0.0/16", "fd00:244::/48", "10.96.0.0/16"];
+        config["host_link"] = json!({"addresses": own, "routes": routes});
+        config["source"] = json!({"directory": lab.manifests()});
+        config["policy"] = json!({"resolvers": [own4, own6]});
+    })
+    .expect("a configuration");
+    (lab, site, underlay)
+}
+
 /// dnsmasq, with names that lead to `site` and one that leads to itself.
-fn resolver(own: &Pod, site: &Pod) -> Running {
-    let both = |pod: &Pod| pod.addresses().join(",");
+fn resolver(own: &Pod, site: &[String; 2]) -> Running {
+    let (own_addresses, site) = (own.addresses().join(","), site.join(","));
     let mut command = own.netns.command("dnsmasq");
     command
         .args([
@@ -69,10 +100,10 @@ fn resolver(own: &Pod, site: &Pod) -> Running {
             "--user=root",
             "--local-ttl=600",
         ])
-        .arg(format!("--host-record=site.test,{}", both(site)))
-        .arg(format!("--host-record=www.site.test,{}", both(site)))
-        .arg(format!("--host-record=other.test,{}", both(own)))
-        .arg(format!("--host-record=real.origin.test,{}", both(site)))
+        .arg(format!("--host-record=site.test,{}", site))
+        .arg(format!("--host-record=www.site.test,{}", site))
+        .arg(format!("--host-record=other.test,{}", own_addresses))
+        .arg(format!("--host-record=real.origin.test,{}", site))
         .arg("--cname=a.b.cdn.test,real.origin.test")
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -138,20 +169,14 @@ fn n14_d05_names_lead_where_the_resolver_said_and_nowhere_else() {
         Tool("dnsmasq"),
         Tool("getent")
     );
-    let plan = Plan {
-        pods: 3,
-        ..Plan::default()
-    };
-    let mut lab = policy::prepare(&plan).expect("a lab");
-    let [own4, own6] = lab.pods[1].addresses();
-    lab.change_config(|config| config["policy"] = json!({"resolvers": [own4, own6]}))
-        .expect("a configuration");
+    let (mut lab, site, _underlay) = prepare();
+    let [own4, _] = lab.pods[1].addresses();
     policy::write(&lab, "objects.yaml", policy::OBJECTS).expect("objects");
     lab.start_node().expect("a node");
-    let _servers = [1, 2].map(|pod| lab.serve(pod).expect("a server"));
-    let _resolver = resolver(&lab.pods[1], &lab.pods[2]);
+    let _servers = [&lab.pods[1].netns, &site].map(|netns| serve(netns).expect("a server"));
+    let [site4, site6] = [node4(SITE), node6(SITE)];
+    let _resolver = resolver(&lab.pods[1], &[site4.clone(), site6.clone()]);
     let _conf = ResolvConf::new(&lab.pods[0].netns, &own4);
-    let [site4, site6] = lab.pods[2].addresses();
     {
         let client = &lab.pods[0];
         for address in [&site4, &site6] {
