@@ -100,10 +100,10 @@ fn resolver(own: &Pod, site: &[String; 2]) -> Running {
             "--user=root",
             "--local-ttl=600",
         ])
-        .arg(format!("--host-record=site.test,{}", site))
-        .arg(format!("--host-record=www.site.test,{}", site))
-        .arg(format!("--host-record=other.test,{}", own_addresses))
-        .arg(format!("--host-record=real.origin.test,{}", site))
+        .arg(format!("--host-record=site.test,{site}"))
+        .arg(format!("--host-record=www.site.test,{site}"))
+        .arg(format!("--host-record=other.test,{own_addresses}"))
+        .arg(format!("--host-record=real.origin.test,{site}"))
         .arg("--cname=a.b.cdn.test,real.origin.test")
         .stdout(Stdio::null())
         .stderr(Stdio::null());
