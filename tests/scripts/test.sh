@@ -41,7 +41,10 @@ if [ "${1:-all}" = boot ]; then
 else
   nextest --workspace
   export FUZZ_SECONDS=${FUZZ_SECONDS:-2} FUZZ_JOBS=${FUZZ_JOBS:-$(nproc)}
-  step "fuzz targets, $FUZZ_SECONDS s each" tests/scripts/fuzz.sh
+  # `ownership` stands on the whole cluster model, which takes minutes to build with coverage: `make fuzz` runs it, and a
+  # property test of the model has the same invariant.
+  mapfile -t targets < <(basename -s .rs tests/fuzz/targets/*.rs | grep -v '^ownership$')
+  step "fuzz targets, $FUZZ_SECONDS s each" tests/scripts/fuzz.sh "${targets[@]}"
 fi
 
 skipped=$(wc -l < "$SLUICE_SKIPS")
