@@ -2,7 +2,7 @@
 //!
 //! A turn is worth [`QUANTUM`]; each frame costs its length, a short one [`LEAST`]. The length of a frame is known only when
 //! it has been read, so a link may overdraw its credit by one frame, and pays at its next turn. Thus, as long as two links
-//! both have frames, neither gets more than a quantum and a frame ahead of the other, whatever the sizes of their frames, and
+//! both have frames, neither gets more than a quantum and two frames ahead of the other, whatever the sizes of their frames, and
 //! a link waits for one turn of each other link at most.
 //!
 //! Cost: constant per frame and per turn.
@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn b10_in_any_window_each_waiting_link_gets_its_share_within_a_frame(
+        fn b10_in_any_window_each_waiting_link_gets_its_share_within_two_frames(
             shapes in proptest::collection::vec(lengths(), 2..8),
             before in 0usize..500,
             window in 1usize..2000,
