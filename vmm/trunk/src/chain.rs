@@ -5,7 +5,7 @@
 //! returns it with length 0.
 //! Cost: at most `MAX_PIECES` descriptors are looked at, whatever the guest wrote.
 
-use super::drops::HostDrop;
+use sluice_ports::drops::HostDrop;
 use super::memory::{GuestMemory, Scatter};
 use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Ring};
 

@@ -1,8 +1,7 @@
 //! The I/O of the trunk as one step: taps to guest, then guest to taps.
 //!
 //! The engine owns rings and taps and nothing else: no thread, no sleep, no clock. A driver calls [`Engine::step`] for as
-//! long as it makes progress and, before it sleeps, [`Engine::arm`]; who the driver is (the daemon's own thread now, a
-//! vCPU thread one day) is not known here.
+//! long as it makes progress and, before it sleeps, [`Engine::arm`]; which thread that is, is not known here.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sluice_ports::drops::{Counter, Drops};
 
-use super::drops::{Counter, Drops};
 use super::links::{LinkCounters, Links};
 use super::receive::{Phase, Receiver};
 use super::ring::{Ring, RingError};
@@ -132,6 +131,11 @@ impl Engine {
             held: false,
             frozen: false,
         })
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Arc<TrunkCounters> {
+        &self.counters
     }
 
     /// Moves up to one phase of frames in each direction.

@@ -1,6 +1,6 @@
 //! What the backend offers on the trunk, and what the VMM accepted of it.
 
-use serde::{Deserialize, Serialize};
+use sluice_ports::offloads::Offloads;
 
 /// Numbers of feature bits (virtio 1.2 §5.1.3, §6; vhost-user "VHOST_USER_F_PROTOCOL_FEATURES").
 mod bit {
@@ -23,47 +23,6 @@ mod bit {
 /// A set of feature bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features(pub u64);
-
-/// The unfinished frames a side can take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offloads {
-    /// Frames without a finished checksum.
-    pub checksum: bool,
-    /// TCP over IPv4 longer than the MTU.
-    pub tso4: bool,
-    /// TCP over IPv6 longer than the MTU.
-    pub tso6: bool,
-    /// UDP longer than the MTU, both families.
-    pub uso: bool,
-}
-
-impl Offloads {
-    /// Everything.
-    pub const ALL: Self = Self {
-        checksum: true,
-        tso4: true,
-        tso6: true,
-        uso: true,
-    };
-    /// What both allow.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            checksum: self.checksum && other.checksum,
-            tso4: self.tso4 && other.tso4,
-            tso6: self.tso6 && other.tso6,
-            uso: self.uso && other.uso,
-        }
-    }
-
-    /// Nothing.
-    pub const NONE: Self = Self {
-        checksum: false,
-        tso4: false,
-        tso6: false,
-        uso: false,
-    };
-}
 
 impl Features {
     /// What is offered on a host whose taps can do this much.

@@ -1,19 +1,19 @@
-//! The trunk: the path of every frame between the links' taps and the guest's virtio-net rings.
+//! The trunk: the path of every frame between the ports' taps and the guest's virtio-net rings.
 //!
-//! `vhost` hears from the VMM where guest memory and rings are, `ring` and `chain` read them with
-//! suspicion, `tap` speaks to the tun driver, `links` knows the taps, `turns` which of them is
-//! served next, `receive` and `send` move frames without touching payload, `engine` is one step of
-//! both, `driver` the thread that keeps stepping, `mailbox` how others reach it, `crowd` and `place`
-//! when it polls and where. `segment` cuts what a tap cannot. `ports` is how a daemon gives the
-//! engine its ports.
+//! `ring` and `chain` read guest memory with suspicion, `links` knows the taps, `turns` which of them is
+//! served next, `receive` and `send` move frames without touching payload, `segment` cuts what a tap cannot, `engine` is one
+//! step of all that. `core` is the engine with its commands (`mailbox`), kicks and sleep. `driver` is a thread for it; `pair` lets the
+//! thread that runs the guest take turns with one, as `policy` decides. `poll` and `crowd` say how long to poll.
+//! `ports` is what the ports protocol (crate `sluice-ports`) governs, `vhost` hears from a VMM in another process where guest
+//! memory and rings are.
 #![deny(unsafe_code)]
 
 #[cfg(test)]
 mod bounds_tests;
 pub mod chain;
+pub mod core;
 mod crowd;
 pub mod driver;
-pub mod drops;
 pub mod engine;
 pub mod features;
 #[cfg(any(test, feature = "testing"))]
@@ -21,8 +21,14 @@ pub mod fuzzing;
 pub mod links;
 mod mailbox;
 pub mod memory;
-pub mod place;
+pub mod pair;
+#[cfg(test)]
+mod pair_tests;
+pub mod policy;
+mod poll;
 pub mod ports;
+#[cfg(test)]
+mod ports_tests;
 #[cfg(test)]
 mod property_tests;
 mod receive;
@@ -31,7 +37,6 @@ mod segment;
 #[cfg(test)]
 mod segment_tests;
 mod send;
-pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]

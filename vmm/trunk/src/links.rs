@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::drops::{Counter, Drops};
+use sluice_ports::drops::{Counter, Drops};
 use super::turns::Turns;
 use super::vnet;
-use crate::tap;
+use sluice_ports::tap;
 
 /// Link ids have 12 bits; 0 and 4095 name no VLAN (IEEE 802.1Q §9.6).
 const IDS: usize = 4096;

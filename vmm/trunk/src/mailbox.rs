@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::features::Offloads;
+use sluice_ports::offloads::Offloads;
+
 use crate::links::LinkCounters;
 use crate::ring::Ring;
 
@@ -47,8 +48,6 @@ pub enum Command {
     Hold(Duration),
     /// Let frames to the guest.
     Release,
-    /// This process runs the guest now, or none does.
-    Serve(Option<i32>),
     /// The guest takes these offloads: tell every tap, and those to come.
     Offloads(Offloads),
     /// What the taps may leave unfinished, whatever the guest takes: for every tap, and those to come.
@@ -69,7 +68,7 @@ pub enum Command {
     },
     /// Stop serving a tap and close it.
     RemoveLink { id: u16, reply: mpsc::Sender<bool> },
-    /// End the thread.
+    /// End the thread, if it is the engine's own.
     Stop,
 }
 
@@ -157,6 +156,11 @@ impl Mailbox {
         // Only fails when the counter is full, and then the thread is awake.
         let _ = self.0.wake.write(1);
         Ok(())
+    }
+
+    /// Commands wait to be carried out.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.0.mail.load(Ordering::Acquire)
     }
 
     /// Sends a command that is answered, and waits for the answer.

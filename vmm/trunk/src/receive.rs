@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 
 use super::chain::{self, Access, MAX_FRAME};
-use super::drops::HostDrop;
+use sluice_ports::drops::HostDrop;
 use super::engine::TrunkCounters;
 use super::links::{Link, Links};
 use super::memory::{MAX_ENTRIES, Scatter, TRUNK_HEAD};

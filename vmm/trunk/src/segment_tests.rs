@@ -6,7 +6,7 @@ use etherparse::{
 };
 use proptest::prelude::*;
 
-use super::drops::HostDrop;
+use sluice_ports::drops::HostDrop;
 use super::testing::{FakeGuest, engine_for, socket_link};
 use super::vnet;
 

@@ -8,7 +8,7 @@ use std::io;
 use std::time::Instant;
 
 use super::chain::{self, Access};
-use super::drops::HostDrop;
+use sluice_ports::drops::HostDrop;
 use super::engine::TrunkCounters;
 use super::links::{Link, Links};
 use super::memory::{Scatter, TAP_HEAD, TRUNK_HEAD};

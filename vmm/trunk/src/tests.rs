@@ -1,6 +1,6 @@
 //! What the trunk promises, shown with a fake guest and sockets instead of taps.
 
-use super::drops::HostDrop;
+use sluice_ports::drops::HostDrop;
 use super::engine::{RECEIVE, TRANSMIT, Wait};
 use super::memory::{GuestMemory, MemoryError, RegionSpec};
 use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Ring, RingError, RingSpec};

@@ -6,10 +6,7 @@
 
 use thiserror::Error;
 
-/// Length of `virtio_net_hdr_v1`.
-pub const HEADER: usize = 12;
-/// Length of the header of a tap that knows tunnels: `virtio_net_hdr_v1_hash_tunnel`.
-pub const LONG_HEADER: usize = 24;
+pub use sluice_ports::tap::{HEADER, LONG_HEADER};
 /// Length of the two MAC addresses.
 pub const MACS: usize = 12;
 /// Length of an 802.1Q tag.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::backend::Backend;
 use self::wire::Reply;
-use super::driver::{Command, Mailbox};
+use super::driver::Mailbox;
 use super::features::Features;
 
 mod backend;
@@ -92,15 +92,13 @@ fn converse(stream: &UnixStream, offered: Features, mailbox: &Mailbox, state: &T
         ..TrunkPeer::default()
     }));
     tracing::info!(pid, "VMM connected to the trunk");
-    let served = mailbox.send(Command::Serve(pid));
     let mut backend = Backend::new(offered, mailbox.clone(), pid, state.clone());
     let end = loop {
         if let Err(error) = answer(stream, &mut backend) {
             break error;
         }
     };
-    let left = backend.stop_all().and(mailbox.send(Command::Serve(None)));
-    if let Err(error) = served.and(left) {
+    if let Err(error) = backend.stop_all() {
         tracing::error!(pid, %error, "trunk connection not closed in order");
     }
     state.set(None);

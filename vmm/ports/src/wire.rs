@@ -12,7 +12,7 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
-use super::PACKET_MAX;
+use crate::PACKET_MAX;
 
 /// Descriptors that a packet is read with; any that a request does not take is closed again.
 const DESCRIPTORS: usize = 2;

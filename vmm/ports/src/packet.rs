@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{PACKET_MAX, VERSION};
+use crate::{PACKET_MAX, VERSION};
 
 /// Bytes before the body: version and sequence number, little-endian.
 pub const HEADER: usize = 6;

@@ -9,8 +9,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::features::Offloads;
-use crate::vnet;
+use crate::offloads::Offloads;
+
+/// Length of a tap's header: `virtio_net_hdr_v1`.
+pub const HEADER: usize = 12;
+/// Length of the header of a tap that knows tunnels: `virtio_net_hdr_v1_hash_tunnel`.
+pub const LONG_HEADER: usize = 24;
 
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_int_bad!(tun_set_persist, libc::TUNSETPERSIST);
@@ -26,7 +30,7 @@ const TUNNELS: libc::c_uint = 0x80 | 0x100;
 /// # Errors
 /// As the kernel says: no `/dev/net/tun`, no permission, or the name belongs to another kind of interface.
 pub fn attach(name: &str) -> io::Result<File> {
-    attach_with(name, vnet::HEADER)
+    attach_with(name, HEADER)
 }
 
 /// The same with a vnet header that tells of tunnels, where the kernel has it (Linux ≥ 6.17).
@@ -34,12 +38,12 @@ pub fn attach(name: &str) -> io::Result<File> {
 /// # Errors
 /// As [`attach`].
 pub fn attach_for_tunnels(name: &str) -> io::Result<File> {
-    let tap = attach_with(name, vnet::LONG_HEADER)?;
+    let tap = attach_with(name, LONG_HEADER)?;
     let all = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | TUNNELS;
     // SAFETY: `tap` is an open tun file and the argument is a plain integer.
     let known = unsafe { tun_set_offload(tap.as_raw_fd(), all.cast_signed()) };
     if known.is_err() {
-        let size = vnet::HEADER as libc::c_int;
+        let size = HEADER as libc::c_int;
         // SAFETY: `tap` is an open tun file, and `size` lives across the call, which only reads it.
         unsafe { tun_set_vnet_header_size(tap.as_raw_fd(), &raw const size)? };
     }
@@ -111,7 +115,7 @@ pub fn set_offloads(tap: BorrowedFd<'_>, offloads: Offloads) -> io::Result<()> {
             .filter(|(on, _)| *on)
             .fold(0, |all, (_, flag)| all | flag);
         // What comes in a tunnel comes as whole as what does not.
-        if offloads.tso4 && offloads.tso6 && vnet_header_size(tap)? == vnet::LONG_HEADER {
+        if offloads.tso4 && offloads.tso6 && vnet_header_size(tap)? == LONG_HEADER {
             flags |= TUNNELS;
         }
     }

@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::drops::{Drops, HostDrop};
-use crate::features::Offloads;
-use crate::links::{Carried, LinkCounters};
+use crate::offloads::Offloads;
 
 /// Longest text of a message.
 pub const TEXT_MAX: usize = 64;
@@ -38,7 +37,7 @@ pub enum Request {
     AddPort { id: u16, kind: PortKind },
     /// Stops serving a port and closes its descriptor.
     RemovePort { id: u16 },
-    /// Leaves frames in the ports until `Release` or for this long, at most [`HOLD_MAX_MILLIS`](super::HOLD_MAX_MILLIS).
+    /// Leaves frames in the ports until `Release` or for this long, at most [`HOLD_MAX_MILLIS`](crate::HOLD_MAX_MILLIS).
     Hold { millis: u32 },
     /// Ends a hold.
     Release,
@@ -54,6 +53,8 @@ pub enum Request {
     Thaw,
     /// Ends the appliance's process in order.
     Quit,
+    /// Asks for the descriptor of a port: a daemon that starts beside a running appliance keeps a copy, as the one before did.
+    Descriptor { id: u16 },
 }
 
 /// What the appliance's process answers.
@@ -64,6 +65,8 @@ pub enum Reply {
     Refused(Refusal),
     Status(Status),
     Counters { rows: Box<Page>, more: bool },
+    /// The port's descriptor comes with the packet.
+    Descriptor { kind: PortKind },
 }
 
 /// Which appliance this is: repeated from what the process was started with, so that a daemon can decide whether to adopt it.
@@ -88,7 +91,7 @@ pub enum Refusal {
     HelloFirst,
     #[error("another daemon is connected")]
     InUse,
-    #[error("the id is no port's: they go from 1 to {}", super::ID_MAX)]
+    #[error("the id is no port's: they go from 1 to {}", crate::ID_MAX)]
     Id,
     #[error("there is no such port")]
     NoSuchPort,
@@ -122,6 +125,65 @@ pub struct Status {
     pub broken: u64,
     /// Drops that no port could be blamed for.
     pub drops: DropCounts,
+    /// The features that the guest accepted.
+    pub features: u64,
+    /// Microseconds from the process's start until the guest's first frame reached a port.
+    pub first_sent_micros: Option<u64>,
+    /// Which thread moves the frames, and why.
+    pub drive: Drive,
+    pub reason: Reason,
+    /// What it costs to leave the guest and to enter it again, as measured at its start.
+    pub exit_nanos: Option<u32>,
+}
+
+/// Which thread moves the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Drive {
+    /// A thread of its own, while the guest runs.
+    #[default]
+    Apart,
+    /// The thread that runs the guest, whenever the guest has nothing to do.
+    Inline,
+}
+
+/// Why that one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The program has no other.
+    #[default]
+    OnlyOne,
+    /// It was asked for.
+    Asked,
+    /// Leaving the guest costs little.
+    CheapExit,
+    /// There is one core.
+    OneCore,
+    /// Leaving the guest costs much, and frames come by the dozen.
+    ManyFrames,
+    /// Leaving the guest costs much, and frames come one by one.
+    FewFrames,
+    /// Leaving the guest costs much, and frames are rare.
+    RareFrames,
+    /// Leaving the guest costs much, but others want the cores.
+    Crowded,
+}
+
+impl Reason {
+    /// One sentence for a person.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::OnlyOne => "the program has no other",
+            Self::Asked => "it was asked for",
+            Self::CheapExit => "leaving the guest costs little",
+            Self::OneCore => "there is one core",
+            Self::ManyFrames => "leaving the guest costs much, and frames come by the dozen",
+            Self::FewFrames => "leaving the guest costs much, and frames come one by one",
+            Self::RareFrames => "leaving the guest costs much, and frames are rare",
+            Self::Crowded => "leaving the guest costs much, but others want the cores",
+        }
+    }
 }
 
 /// Frames and bytes of one direction of a port.
@@ -143,30 +205,8 @@ pub struct PortCounters {
     pub drops: DropCounts,
 }
 
-impl From<&Carried> for CarriedCounts {
-    fn from(carried: &Carried) -> Self {
-        Self {
-            frames: carried.frames.value(),
-            bytes: carried.bytes.value(),
-            gso: carried.gso.value(),
-        }
-    }
-}
-
-impl PortCounters {
-    pub(super) fn read(id: u16, counters: &LinkCounters) -> Self {
-        Self {
-            id,
-            to_guest: (&counters.to_guest).into(),
-            from_guest: (&counters.from_guest).into(),
-            cut: counters.cut.value(),
-            drops: drop_counts(&counters.drops),
-        }
-    }
-}
-
 /// Drops by reason.
-pub(super) fn drop_counts(drops: &Drops) -> DropCounts {
+pub fn drop_counts(drops: &Drops) -> DropCounts {
     drops.seen().map(|(reason, n)| (reason.code(), n)).collect()
 }
 

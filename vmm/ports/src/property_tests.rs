@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::client::{Client, ClientError};
-use super::message::{
+use crate::client::{Client, ClientError};
+use crate::message::{
     CarriedCounts, DropCounts, Page, PortCounters, PortKind, Refusal, Reply, Request, Status, text,
 };
-use super::server::Server;
-use super::testing::{RememberedPorts, fuzz_client, fuzz_server, identity};
-use super::{HOLD_MAX_MILLIS, ID_MAX, PACKET_MAX, packet};
-use crate::features::Offloads;
+use crate::server::Server;
+use crate::testing::{RememberedPorts, fuzz_client, fuzz_server, identity};
+use crate::{HOLD_MAX_MILLIS, ID_MAX, PACKET_MAX, packet};
+use crate::offloads::Offloads;
 
 fn offloads() -> impl Strategy<Value = Offloads> {
     any::<[bool; 4]>().prop_map(|[checksum, tso4, tso6, uso]| Offloads {
@@ -43,6 +43,7 @@ fn request() -> impl Strategy<Value = Request> {
         1 => Just(Request::Freeze),
         1 => Just(Request::Thaw),
         1 => Just(Request::Quit),
+        2 => (0u16..20).prop_map(|id| Request::Descriptor { id }),
     ]
 }
 
@@ -73,7 +74,9 @@ impl Model {
             return Err(Refusal::HelloFirst);
         }
         match request {
-            Request::AddPort { id, .. } | Request::RemovePort { id }
+            Request::AddPort { id, .. }
+            | Request::RemovePort { id }
+            | Request::Descriptor { id }
                 if *id == 0 || *id > ID_MAX =>
             {
                 return Err(Refusal::Id);
@@ -91,6 +94,9 @@ impl Model {
             Request::Freeze => self.frozen = true,
             Request::Thaw => self.frozen = false,
             Request::Quit => self.quit = true,
+            Request::Descriptor { id } if !self.ports.contains_key(id) => {
+                return Err(Refusal::NoSuchPort);
+            }
             _ => {}
         }
         Ok(())
@@ -126,6 +132,8 @@ proptest! {
                 }
                 (got, expected) => prop_assert!(false, "{:?} instead of {:?}", got, expected),
             }
+            let given = matches!(request, Request::Descriptor { .. }) && answer.descriptor.is_some();
+            prop_assert_eq!(answer.descriptor.is_some(), given);
             let lost = before.filter(|owner| model.owner != Some(*owner));
             prop_assert_eq!(answer.replaced, lost);
         }
@@ -138,7 +146,7 @@ proptest! {
     fn every_request_is_read_as_it_was_written(request in request(), sequence in any::<u32>()) {
         let packet = packet::write(sequence, &request).unwrap();
         let (header, body) = packet::split(&packet).unwrap();
-        prop_assert_eq!((header.version, header.sequence), (super::VERSION, sequence));
+        prop_assert_eq!((header.version, header.sequence), (crate::VERSION, sequence));
         prop_assert_eq!(packet::read::<Request>(body), Some(request));
         // A byte more or less is another message or none.
         let more = [body, &[0]].concat();
@@ -230,16 +238,16 @@ fn documented_example_is_what_is_written() {
     };
     let mut client = Client::default();
     let packet = client.request(&hello).unwrap();
-    assert_eq!(packet[..], [1, 0, 1, 0, 0, 0, 0, 1, 0x78, 0]);
+    assert_eq!(packet[..], [2, 0, 1, 0, 0, 0, 0, 1, 0x78, 0]);
     let add = Request::AddPort {
         id: 16,
         kind: PortKind::Tap,
     };
     let packet = client.request(&add).unwrap();
-    assert_eq!(packet[..], [1, 0, 2, 0, 0, 0, 1, 0x10, 0]);
+    assert_eq!(packet[..], [2, 0, 2, 0, 0, 0, 1, 0x10, 0]);
     assert_eq!(
         packet::write(2, &Reply::Done).unwrap()[..],
-        [1, 0, 2, 0, 0, 0, 1]
+        [2, 0, 2, 0, 0, 0, 1]
     );
     // Refusals by their numbers: the fifth and the one with an error number.
     let refused = |refusal| packet::write(2, &Reply::Refused(refusal)).unwrap()[6..].to_vec();

@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::client::{ClientError, Connection};
-use super::engine::EnginePorts;
-use super::message::{PortKind, Refusal};
-use super::server::Server;
-use super::testing::identity;
-use super::{VERSION, serve, wire};
+use sluice_ports::client::{ClientError, Connection};
+use sluice_ports::message::{Drive, PortKind, Refusal};
+use sluice_ports::server::Server;
+use sluice_ports::testing::identity;
+use sluice_ports::{VERSION, serve, wire};
 use crate::driver::{Command, Driver, DriverCounters, Polling};
 use crate::engine::{Engine, RECEIVE, TRANSMIT, TrunkCounters};
-use crate::features::Offloads;
+use sluice_ports::offloads::Offloads;
+use crate::pair::Driving;
+use crate::ports::EnginePorts;
 use crate::testing::FakeGuest;
 use crate::vnet;
 
@@ -46,7 +47,13 @@ fn process(name: &str) -> Process {
     let quit = Arc::new(AtomicBool::new(false));
     let asked = quit.clone();
     let quitting = Box::new(move || asked.store(true, Ordering::Release));
-    let ports = EnginePorts::new(driver.mailbox().clone(), trunk, counters, quitting);
+    let ports = EnginePorts::new(
+        driver.mailbox().clone(),
+        trunk,
+        counters,
+        Driving::only(Drive::Apart),
+        quitting,
+    );
     let (stop, stopped) = wire::pair().unwrap();
     let thread = std::thread::spawn(move || {
         let mut server = Server::new(identity(), ports);
@@ -275,7 +282,7 @@ fn machine_tap_becomes_a_port_and_takes_the_offloads_that_are_allowed() {
     let mut daemon = process.open();
     let attach = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
-        crate::tap::attach("port0")
+        sluice_ports::tap::attach("port0")
     };
     let tap = std::thread::spawn(attach).join().unwrap().unwrap();
     daemon.offloads(Offloads::NONE).unwrap();

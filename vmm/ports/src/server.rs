@@ -6,10 +6,10 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::message::{Identity, Page, PortKind, Refusal, Reply, Request, Status};
-use super::packet::{self, Packet};
-use super::{HOLD_MAX_MILLIS, ID_MAX, VERSION};
-use crate::features::Offloads;
+use crate::message::{Identity, Page, PortKind, Refusal, Reply, Request, Status};
+use crate::packet::{self, Packet};
+use crate::{HOLD_MAX_MILLIS, ID_MAX, VERSION};
+use crate::offloads::Offloads;
 
 /// What a server governs.
 pub trait Ports {
@@ -47,6 +47,11 @@ pub trait Ports {
     fn freeze(&mut self, frozen: bool) -> Result<(), Refusal>;
     /// Ends the process, after the answer was sent.
     fn quit(&mut self);
+    /// A copy of a port's descriptor.
+    ///
+    /// # Errors
+    /// When there is no such port, or the process is out of descriptors.
+    fn descriptor(&self, id: u16) -> Result<(PortKind, OwnedFd), Refusal>;
 }
 
 /// A connection, as the server knows it.
@@ -57,6 +62,8 @@ pub type Token = u64;
 pub struct Answer {
     /// For the sender of the request.
     pub packet: Packet,
+    /// What goes with it.
+    pub descriptor: Option<OwnedFd>,
     /// The connection that lost its place, to be closed.
     pub replaced: Option<Token>,
 }
@@ -100,16 +107,20 @@ impl<P: Ports> Server<P> {
         descriptors: Vec<OwnedFd>,
     ) -> Result<Answer, NoPacket> {
         let (header, body) = packet::split(bytes).ok_or(NoPacket)?;
-        let mut replaced = None;
+        let (mut replaced, mut copy) = (None, None);
         let reply = if header.version == VERSION {
             let request = packet::read(body).ok_or(Refusal::Malformed);
-            request.and_then(|request| self.obey(from, &request, descriptors, &mut replaced))
+            request.and_then(|request| self.obey(from, &request, descriptors, (&mut replaced, &mut copy)))
         } else {
             Err(Refusal::Version)
         };
         let reply = reply.unwrap_or_else(Reply::Refused);
         let packet = packet::write(header.sequence, &reply).ok_or(NoPacket)?;
-        Ok(Answer { packet, replaced })
+        Ok(Answer {
+            packet,
+            descriptor: copy,
+            replaced,
+        })
     }
 
     /// The connection has ended.
@@ -124,7 +135,7 @@ impl<P: Ports> Server<P> {
         from: Token,
         request: &Request,
         descriptors: Vec<OwnedFd>,
-        replaced: &mut Option<Token>,
+        (replaced, copy): (&mut Option<Token>, &mut Option<OwnedFd>),
     ) -> Result<Reply, Refusal> {
         let descriptor = match (request, <[OwnedFd; 1]>::try_from(descriptors)) {
             (Request::AddPort { .. }, Ok([one])) => Some(one),
@@ -162,6 +173,11 @@ impl<P: Ports> Server<P> {
             Request::Freeze => self.ports.freeze(true)?,
             Request::Thaw => self.ports.freeze(false)?,
             Request::Quit => self.ports.quit(),
+            Request::Descriptor { id } => {
+                let (kind, descriptor) = self.ports.descriptor(checked(id)?)?;
+                *copy = Some(descriptor);
+                return Ok(Reply::Descriptor { kind });
+            }
         }
         Ok(Reply::Done)
     }

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::PACKET_MAX;
-use super::server::{Ports, Server, Token};
-use super::wire;
+use crate::PACKET_MAX;
+use crate::server::{Ports, Server, Token};
+use crate::wire;
 
 /// Connections at a time: the owner, one that takes over, and room for a person's look. More wait in the backlog.
 const CONNECTIONS: usize = 4;
@@ -87,7 +87,7 @@ fn answer<P: Ports>(connections: &mut Vec<Connection>, token: Token, server: &mu
         let answer = server.receive(token, bytes, descriptors);
         let answer = answer.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         // A daemon that does not read its answers loses its connection instead of the thread its time.
-        wire::send(socket, &answer.packet, None)
+        wire::send(socket, &answer.packet, answer.descriptor.as_ref().map(AsFd::as_fd))
             .map_err(|error| io::Error::other(format!("it does not take answers: {error}")))?;
         Ok(answer.replaced)
     });

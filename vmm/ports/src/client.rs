@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::message::{Identity, PortCounters, PortKind, Refusal, Reply, Request, Status, text};
-use super::packet::{self, Packet};
-use super::wire;
-use super::{ID_MAX, PACKET_MAX, VERSION};
-use crate::features::Offloads;
+use crate::message::{Identity, PortCounters, PortKind, Refusal, Reply, Request, Status, text};
+use crate::packet::{self, Packet};
+use crate::wire;
+use crate::{ID_MAX, PACKET_MAX, VERSION};
+use crate::offloads::Offloads;
 
 /// Longer than the engine's own limit, so that a late engine is a refusal and not a broken connection.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -77,6 +77,8 @@ impl Client {
 pub struct Connection {
     socket: OwnedFd,
     client: Client,
+    /// What came with the last packet.
+    received: Option<OwnedFd>,
 }
 
 impl Connection {
@@ -102,7 +104,11 @@ impl Connection {
         take_over: bool,
     ) -> Result<(Self, Identity), ClientError> {
         let client = Client::default();
-        let mut connection = Self { socket, client };
+        let mut connection = Self {
+            socket,
+            client,
+            received: None,
+        };
         let daemon = text(daemon);
         match connection.call(&Request::Hello { daemon, take_over }, None)? {
             Reply::Welcome(identity) => Ok((connection, identity)),
@@ -210,6 +216,20 @@ impl Connection {
         self.done(&request, None)
     }
 
+    /// A copy of a port's descriptor: of a tap, so that the interface keeps its carrier when the process ends.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchPort`] when there is none.
+    pub fn descriptor(&mut self, id: u16) -> Result<(PortKind, OwnedFd), ClientError> {
+        match self.call(&Request::Descriptor { id }, None)? {
+            Reply::Descriptor { kind } => {
+                let descriptor = self.received.take().ok_or(ClientError::Malformed)?;
+                Ok((kind, descriptor))
+            }
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
     /// Ends the appliance's process.
     ///
     /// # Errors
@@ -241,7 +261,10 @@ impl Connection {
         loop {
             self.wait(deadline)?;
             let length = match wire::receive(self.socket.as_fd(), &mut buffer) {
-                Ok((length, _none_expected)) => length,
+                Ok((length, descriptors)) => {
+                    self.received = descriptors.into_iter().next();
+                    length
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error.into()),
             };

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::client::{Client, ClientError};
-use super::message::{Identity, Page, PortCounters, PortKind, Refusal, Request, Status, text};
-use super::server::{Ports, Server};
-use super::{ID_MAX, packet};
-use crate::features::Offloads;
+use crate::client::{Client, ClientError};
+use crate::message::{Identity, Page, PortCounters, PortKind, Refusal, Request, Status, text};
+use crate::server::{Ports, Server};
+use crate::{ID_MAX, packet};
+use crate::offloads::Offloads;
 
 /// Ports without an engine.
 #[derive(Debug, Default)]
@@ -72,6 +72,12 @@ impl Ports for RememberedPorts {
     fn quit(&mut self) {
         self.quit = true;
     }
+
+    fn descriptor(&self, id: u16) -> Result<(PortKind, OwnedFd), Refusal> {
+        let kind = self.ports.get(&id).ok_or(Refusal::NoSuchPort)?;
+        let some = std::fs::File::open("/dev/null").map_err(|_| Refusal::Kernel(libc::EMFILE))?;
+        Ok((*kind, some.into()))
+    }
 }
 
 /// An identity for tests.
@@ -110,7 +116,7 @@ pub fn fuzz_server(bytes: &[u8]) -> std::io::Result<()> {
         }
         // Mostly with a good header, because the rest is refused at once.
         let whole: Vec<u8> = if control & 4 == 0 {
-            [&super::VERSION.to_le_bytes()[..], &[0; 4], body].concat()
+            [&crate::VERSION.to_le_bytes()[..], &[0; 4], body].concat()
         } else {
             body.to_vec()
         };
@@ -138,6 +144,6 @@ pub fn fuzz_client(bytes: &[u8]) {
     let client = Client::default();
     // What it makes of them does not matter, only that it returns.
     let _ = client.reply(bytes);
-    let ours = [&super::VERSION.to_le_bytes()[..], &[0; 4], bytes].concat();
+    let ours = [&crate::VERSION.to_le_bytes()[..], &[0; 4], bytes].concat();
     let _ = client.reply(&ours);
 }
