@@ -6,6 +6,8 @@ pub const MAX_TRANSPORTS: usize = 32;
 pub const SEED: usize = 32;
 /// A transport's register window.
 const TRANSPORT_SIZE: u64 = 512;
+/// Where a VMM may put words for the guest to read: mapped read-only, and below the image.
+const LOW_MEMORY: core::ops::Range<u64> = 0x1000..0x10_0000;
 
 /// Ways to end badly, for tests of a VMM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +28,8 @@ pub struct Options {
     transport_count: usize,
     pub park: Option<u64>,
     pub tsc_khz: Option<u64>,
+    /// Where the VMM says whether frames move while the guest runs: a word in low memory.
+    pub advice: Option<u64>,
     pub seed: Option<[u8; SEED]>,
     pub selftest: bool,
     pub breaking: Option<Breaking>,
@@ -67,6 +71,10 @@ impl Options {
                 // 10 MHz to 100 GHz: outside, durations overflow or lose their meaning.
                 let khz = number(value).filter(|k| (10_000..=100_000_000).contains(k))?;
                 self.tsc_khz = Some(khz);
+            }
+            "sluice.advice" => {
+                let word = number(value).filter(|at| at % 4 == 0 && LOW_MEMORY.contains(at))?;
+                self.advice = Some(word);
             }
             "sluice.seed" => self.seed = Some(octets(value)?),
             "sluice.break" => {
@@ -153,6 +161,8 @@ mod tests {
             (Some(0xd000_1000), Some(2_400_000))
         );
         assert_eq!(options.unknown, 0);
+        let options = parse("sluice.advice=0x9000");
+        assert_eq!((options.advice, options.unknown), (Some(0x9000), 0));
         let options = parse(&std::format!("sluice.seed={}", "0fA9".repeat(SEED / 2)));
         assert_eq!(options.seed.unwrap()[..4], [0x0f, 0xa9, 0x0f, 0xa9]);
         assert_eq!(options.unknown, 0);
@@ -166,6 +176,10 @@ mod tests {
             "virtio_mmio.device=99999999999999999K@0xfeb00000:5",
             "virtio_mmio.device=512@0xfeb00001:5",
             "sluice.park=0x1000",
+            "sluice.advice=0",
+            "sluice.advice=0x9002",
+            "sluice.advice=0x100000",
+            "sluice.advice=0xd0000000",
             "sluice.park=0xfe000010",
             "sluice.break=glass",
             "sluice.seed=00",

@@ -94,10 +94,10 @@ impl Idle {
         self.last_work = now;
     }
 
-    /// How long to sleep from `now`, or `None` to go on polling. `deadline` is when there will be
-    /// work in any case.
-    pub fn sleep(&self, now: u64, deadline: Option<u64>) -> Option<u64> {
-        if now.saturating_sub(self.last_work) < self.limit(now) {
+    /// How long to sleep from `now`, or `None` to go on polling, which makes sense where something can arrive meanwhile (`polls`).
+    /// `deadline` is when there will be work in any case.
+    pub fn sleep(&self, now: u64, deadline: Option<u64>, polls: bool) -> Option<u64> {
+        if polls && now.saturating_sub(self.last_work) < self.limit(now) {
             return None;
         }
         let until = deadline.map_or(LONGEST_SLEEP, |at| at.saturating_sub(now));
@@ -126,8 +126,19 @@ mod tests {
     fn polling_goes_on_for_a_while_after_work() {
         let mut idle = Idle::default();
         idle.worked(1_000_000);
-        assert_eq!(idle.sleep(1_000_000 + idle.spin - 1, None), None);
-        assert_eq!(idle.sleep(1_000_000 + idle.spin, None), Some(LONGEST_SLEEP));
+        assert_eq!(idle.sleep(1_000_000 + idle.spin - 1, None, true), None);
+        assert_eq!(
+            idle.sleep(1_000_000 + idle.spin, None, true),
+            Some(LONGEST_SLEEP)
+        );
+    }
+
+    #[test]
+    fn where_nothing_arrives_meanwhile_it_sleeps_at_once() {
+        let mut idle = Idle::default();
+        idle.worked(1_000_000);
+        assert_eq!(idle.sleep(1_000_000, None, false), Some(LONGEST_SLEEP));
+        assert_eq!(idle.sleep(1_000_000, None, true), None);
     }
 
     /// Turns of a microsecond for `length`; every so many of them takes `gap`. Returns when they ended.
@@ -145,7 +156,7 @@ mod tests {
     }
 
     fn is_polling(idle: &Idle, now: u64) -> bool {
-        idle.sleep(now + CROWDED_SPIN, None).is_none()
+        idle.sleep(now + CROWDED_SPIN, None, true).is_none()
     }
 
     #[test]
@@ -202,12 +213,12 @@ mod tests {
     fn a_sleep_ends_before_the_next_deadline_and_never_lasts_nothing() {
         let idle = Idle::default();
         let now = 5_000_000_000;
-        assert_eq!(idle.sleep(now, Some(now + 3000)), Some(3000));
+        assert_eq!(idle.sleep(now, Some(now + 3000), true), Some(3000));
         assert_eq!(
-            idle.sleep(now, Some(now + 3_000_000_000)),
+            idle.sleep(now, Some(now + 3_000_000_000), true),
             Some(LONGEST_SLEEP)
         );
-        assert_eq!(idle.sleep(now, Some(now - 1)), None);
+        assert_eq!(idle.sleep(now, Some(now - 1), true), None);
     }
 
     #[test]

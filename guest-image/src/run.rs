@@ -45,6 +45,8 @@ pub trait Machine {
     fn sleep(&mut self, nanoseconds: u64);
     /// A sign of life.
     fn heartbeat(&mut self);
+    /// Whether anything can arrive while this runs. Where nothing can, polling is a waste.
+    fn moves_meanwhile(&self) -> bool;
 }
 
 /// The whole appliance on its machine.
@@ -167,7 +169,8 @@ impl<'m, M: Machine> Loop<'m, M> {
     /// Nothing to do: poll on, or sleep until there is.
     fn rest(&mut self) {
         let now = self.machine.now();
-        let Some(length) = self.idle.sleep(now, self.next_sweep) else {
+        let polls = self.machine.moves_meanwhile();
+        let Some(length) = self.idle.sleep(now, self.next_sweep, polls) else {
             for _ in 0..POLLS {
                 core::hint::spin_loop();
             }

@@ -52,6 +52,10 @@ impl Machine for Fake {
         world.now += nanoseconds;
     }
 
+    fn moves_meanwhile(&self) -> bool {
+        true
+    }
+
     fn heartbeat(&mut self) {
         self.0.borrow_mut().heartbeats += 1;
     }

@@ -6,15 +6,20 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use clap::Parser;
 use clap::ValueEnum;
 use serde::Deserialize;
+use sluice_ports::args::PortsArgs;
+use sluice_ports::message::Drive;
+use sluice_trunk::policy::Wish;
 
 use crate::memory::RAM_GRANULE;
 use crate::memory::RAM_MAX;
@@ -26,7 +31,8 @@ const DEFAULT_WATCHDOG_MS: u64 = 2000;
 const DEFAULT_CONNECT_TIMEOUT: Span = Span(Duration::from_secs(10));
 const DEFAULT_KVM: &str = "/dev/kvm";
 /// Tokens that describe the machine; only the VMM knows them.
-const OWN_TOKENS: [&str; 4] = [
+const OWN_TOKENS: [&str; 5] = [
+    "sluice.advice=",
     "virtio_mmio.device=",
     "sluice.park=",
     "sluice.seed=",
@@ -51,13 +57,13 @@ where there is no /dev/kvm.
 
 Example:
   sluice-vmm --image sluice-appliance --memory 64M \\
-             --trunk /run/sluice/trunk.sock --control /run/sluice/control.sock";
+             --trunk vhost-user=/run/sluice/trunk.sock --control /run/sluice/control.sock";
 
 /// Runs one Sluice appliance in a KVM virtual machine.
 ///
-/// The machine has one virtual CPU, RAM, a network device (the trunk) whose rings are served by a vhost-user backend such as
-/// sluice-node, and a console (the control channel) that is bridged to a unix socket. The VMM connects to both sockets, and
-/// connects again whenever one breaks, for as long as it lives.
+/// The machine has one virtual CPU, RAM, a network device (the trunk), and a console (the control channel) that is bridged to a
+/// unix socket. With --ports this process moves the frames itself, between the ports that a daemon gives it and the device; with
+/// --trunk a vhost-user backend in another process does. A socket that breaks is connected again, for as long as the VMM lives.
 #[derive(Debug, Parser)]
 #[command(name = "sluice-vmm", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct CommandLine {
@@ -67,6 +73,9 @@ pub struct CommandLine {
 
     #[command(flatten)]
     pub settings: Settings,
+
+    #[command(flatten)]
+    pub ports: PortsArgs,
 }
 
 /// Every setting, as it may appear as a flag or in the file.
@@ -81,9 +90,13 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Size>,
 
-    /// Unix socket of the vhost-user backend that serves the network device; without it there is none
-    #[arg(long, value_name = "SOCKET")]
-    pub trunk: Option<PathBuf>,
+    /// Have a vhost-user backend serve the network device, instead of this process: vhost-user=SOCKET
+    #[arg(long, value_name = "BACKEND")]
+    pub trunk: Option<Backend>,
+
+    /// Which thread moves frames between ports and guest, with --ports [default: auto]
+    #[arg(long, value_name = "THREAD")]
+    pub drive: Option<DriveChoice>,
 
     /// Unix socket that carries the console's bytes; without it there is no console
     #[arg(long, value_name = "SOCKET")]
@@ -124,6 +137,54 @@ pub struct Settings {
     /// The KVM device [default: /dev/kvm]
     #[arg(long, value_name = "FILE")]
     pub kvm: Option<PathBuf>,
+}
+
+/// Where a vhost-user backend listens, written as vhost-user=SOCKET.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Backend(pub PathBuf);
+
+impl FromStr for Backend {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Backend, ConfigError> {
+        text.strip_prefix("vhost-user=")
+            .filter(|path| !path.is_empty())
+            .map(|path| Backend(path.into()))
+            .ok_or_else(|| ConfigError::Backend {
+                text: text.to_owned(),
+            })
+    }
+}
+
+impl TryFrom<String> for Backend {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Backend, ConfigError> {
+        text.parse()
+    }
+}
+
+/// Which thread moves frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveChoice {
+    /// As the cost of leaving the guest and the load say.
+    Auto,
+    /// The thread that runs the guest.
+    Inline,
+    /// A thread of its own, while the guest polls.
+    Apart,
+}
+
+impl From<DriveChoice> for Wish {
+    fn from(choice: DriveChoice) -> Wish {
+        match choice {
+            DriveChoice::Auto => Wish::Auto,
+            DriveChoice::Inline => Wish::Always(Drive::Inline),
+            DriveChoice::Apart => Wish::Always(Drive::Apart),
+        }
+    }
 }
 
 /// When guest RAM is faulted in.
@@ -244,6 +305,14 @@ pub enum ConfigError {
     NoImage,
     #[error("{text:?} is no size: write it like 64M, 1G or 67108864")]
     Size { text: String },
+    #[error("{text:?} is no backend: write it as vhost-user=SOCKET")]
+    Backend { text: String },
+    #[error(
+        "--ports and --trunk exclude each other: the network device is served here or by another process"
+    )]
+    TwoTrunks,
+    #[error("--ports {number} cannot be used")]
+    Ports { number: i32, source: io::Error },
     #[error("{text:?} is no time: write it like 10s or 500ms")]
     Span { text: String },
     #[error(
@@ -267,7 +336,11 @@ pub struct Config {
     pub image: PathBuf,
     /// Bytes; within the bounds of the physical map.
     pub memory: u64,
-    pub trunk: Option<PathBuf>,
+    pub trunk: Option<Backend>,
+    pub drive: Wish,
+    pub ports: PortsArgs,
+    /// The end of the ports protocol that daemons connect to.
+    pub listener: Option<Arc<OwnedFd>>,
     pub control: Option<PathBuf>,
     pub cmdline: Vec<String>,
     pub watchdog: Option<Duration>,
@@ -290,7 +363,21 @@ impl CommandLine {
             Some(path) => Settings::read(path)?.overridden_by(self.settings),
             None => self.settings,
         };
-        Config::try_from(settings)
+        let mut config = Config::try_from(settings)?;
+        if self.ports.ports.is_some() && config.trunk.is_some() {
+            return Err(ConfigError::TwoTrunks);
+        }
+        // Taken before anything is opened, so that no other descriptor can have the number.
+        config.listener = self
+            .ports
+            .listener()
+            .map_err(|source| ConfigError::Ports {
+                number: self.ports.ports.unwrap_or(-1),
+                source,
+            })?
+            .map(Arc::new);
+        config.ports = self.ports;
+        Ok(config)
     }
 }
 
@@ -312,6 +399,7 @@ impl Settings {
             image,
             memory,
             trunk,
+            drive,
             control,
             cmdline,
             watchdog_ms,
@@ -327,6 +415,7 @@ impl Settings {
             image: image.or(self.image),
             memory: memory.or(self.memory),
             trunk: trunk.or(self.trunk),
+            drive: drive.or(self.drive),
             control: control.or(self.control),
             cmdline: cmdline.or(self.cmdline),
             watchdog_ms: watchdog_ms.or(self.watchdog_ms),
@@ -349,7 +438,8 @@ impl TryFrom<Settings> for Config {
         if !(RAM_MIN..=RAM_MAX).contains(&memory) || memory % RAM_GRANULE != 0 {
             return Err(ConfigError::Memory { bytes: memory });
         }
-        for (name, path) in [("trunk", &settings.trunk), ("control", &settings.control)] {
+        let backend = settings.trunk.as_ref().map(|Backend(path)| path.clone());
+        for (name, path) in [("trunk", &backend), ("control", &settings.control)] {
             if let Some(path) = path {
                 socket::check_path(path).map_err(|source| ConfigError::Socket {
                     name,
@@ -378,6 +468,9 @@ impl TryFrom<Settings> for Config {
             image: settings.image.ok_or(ConfigError::NoImage)?,
             memory,
             trunk: settings.trunk,
+            drive: settings.drive.unwrap_or(DriveChoice::Auto).into(),
+            ports: PortsArgs::default(),
+            listener: None,
             control: settings.control,
             cmdline,
             watchdog: (watchdog > 0).then(|| Duration::from_millis(watchdog)),
@@ -425,12 +518,12 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let text = r#"{"image":"f","memory":"128M","trunk":"/t","watchdog_ms":0,"hugetlb":true,
+        let text = r#"{"image":"f","memory":"128M","trunk":"vhost-user=/t","watchdog_ms":0,"hugetlb":true,
             "connect_timeout":3,"cmdline":"a=1 b","log_format":"json","prefault":"never"}"#;
         let config = with_file(text, &["--image", "flag", "--connect-timeout", "250ms"]).unwrap();
         assert_eq!(config.image, Path::new("flag"));
         assert_eq!(config.memory, 128 << 20);
-        assert_eq!(config.trunk.as_deref(), Some(Path::new("/t")));
+        assert_eq!(config.trunk, Some(Backend("/t".into())));
         assert_eq!(config.watchdog, None);
         assert_eq!(config.connect_timeout, Duration::from_millis(250));
         assert_eq!(config.cmdline, ["a=1", "b"]);

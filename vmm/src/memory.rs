@@ -1,7 +1,7 @@
 //! The guest-physical map, and the RAM behind it.
 //!
 //! ```text
-//! 0x0000_0000  RAM (one region, one memfd)       0x6000 start info, 0x7000 memory map, 0x8000 command line
+//! 0x0000_0000  RAM (one region, one memfd)       0x6000 start info, 0x7000 memory map, 0x8000 command line, 0x9000 advice
 //! 0x0010_0000  lowest address an image may use   (the appliance is linked at 2 MiB)
 //! RAM size     end of RAM, at most 3 GiB
 //! 0xd000_0000  park page
@@ -43,6 +43,8 @@ pub const START_INFO: u64 = 0x6000;
 pub const MEMORY_MAP: u64 = 0x7000;
 /// Command line, zero-terminated.
 pub const COMMAND_LINE: u64 = 0x8000;
+/// One word that the VMM changes while the guest runs: whether frames move meanwhile.
+pub const ADVICE: u64 = 0x9000;
 /// Room for the command line with its zero; the same bound Linux has on x86.
 pub const COMMAND_LINE_MAX: usize = 2048;
 /// Below this, RAM belongs to the boot area.
@@ -155,6 +157,12 @@ impl GuestRam {
     #[must_use]
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// The memory file.
+    #[must_use]
+    pub fn file(&self) -> Option<&File> {
+        self.region.file_offset().map(FileOffset::file)
     }
 
     /// Bytes of RAM; addresses are `0..size`.

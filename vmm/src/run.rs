@@ -28,6 +28,7 @@ use crate::exit::Failure;
 use crate::memory::GuestRam;
 use crate::park::Pulse;
 use crate::park::Watchdog;
+use crate::ports::ServedPorts;
 use crate::vcpu::Vcpu;
 
 /// How long a vCPU may take to leave the guest when asked.
@@ -44,6 +45,10 @@ pub struct Stop {
 #[derive(Debug)]
 pub struct Kept {
     pub devices: EventThread,
+    /// The ports and the engine behind them, where this process serves the trunk.
+    pub ports: Option<ServedPorts>,
+    /// Readable when a daemon has asked for the end.
+    pub quit: Arc<EventFd>,
     pub vm: VmFd,
     pub ram: Arc<GuestRam>,
 }
@@ -119,14 +124,15 @@ impl Running {
                 PollFd::from_borrowed_fd(event::fd(&self.done), PollFlags::IN),
                 PollFd::from_borrowed_fd(stop_request.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(event::fd(self.kept.devices.failed()), PollFlags::IN),
+                PollFd::from_borrowed_fd(event::fd(&self.kept.quit), PollFlags::IN),
             ];
             // An interrupted poll is as good as an early tick.
             let _ = poll(&mut fds, period.as_ref());
-            let [done, stop, unserved] = fds.map(|fd| !fd.revents().is_empty());
+            let [done, stop, unserved, quit] = fds.map(|fd| !fd.revents().is_empty());
             if done {
                 return None;
             }
-            if stop {
+            if stop || quit {
                 return Some(Ending::Stopped);
             }
             if unserved {

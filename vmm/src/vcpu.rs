@@ -1,11 +1,13 @@
 //! One virtual CPU: its first state, and the one loop around `KVM_RUN`.
 //!
-//! Exits are dear (up to 25 µs on a host with a software KVM), so nothing on the packet path causes one: queue notifications are
-//! ioeventfds, used rings are polled by the guest. What remains is set-up, parking, heartbeats and reports.
+//! Exits are dear (up to 25 µs on a host with a software KVM), so no packet causes one: queue notifications are ioeventfds. What
+//! remains is set-up, parking, heartbeats and reports. Where this process serves the trunk, a guest that parks gives this thread
+//! the time to move frames, and finds the next ones when it goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kvm_bindings::CpuId;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -16,6 +18,8 @@ use kvm_ioctls::Kvm;
 use kvm_ioctls::VcpuExit;
 use kvm_ioctls::VcpuFd;
 use kvm_ioctls::VmFd;
+use sluice_trunk::pair::Inline;
+use sluice_trunk::pair::Rest;
 
 use crate::boot::Entry;
 use crate::bus::Bus;
@@ -23,6 +27,7 @@ use crate::bus::Effect;
 use crate::exit::Ending;
 use crate::exit::Failure;
 use crate::exit::Registers;
+use crate::gauge::Gauge;
 use crate::memory::START_INFO;
 use crate::park::Pulse;
 use crate::park::Sleeper;
@@ -170,7 +175,10 @@ pub struct Vcpu {
     pub memory_mapped: Bus,
     pub ports: Bus,
     pub sleeper: Sleeper,
+    /// Moves frames while the guest rests, where this process serves the trunk.
+    pub inline: Option<Inline>,
     pub pulse: Arc<Pulse>,
+    pub gauge: Gauge,
     /// Raised (with a signal to this thread) to end the run.
     pub stop: Arc<AtomicBool>,
 }
@@ -193,7 +201,7 @@ impl Vcpu {
                 Effect::Park(limit) => {
                     exits.parks += 1;
                     self.pulse.rest();
-                    let wake = self.sleeper.sleep(limit);
+                    let wake = self.rest(limit);
                     self.pulse.run();
                     if wake == Wake::Stop {
                         break Ending::Stopped;
@@ -208,13 +216,32 @@ impl Vcpu {
         ending
     }
 
+    /// The guest has nothing to do.
+    fn rest(&mut self, limit: Option<Duration>) -> Wake {
+        let Some(inline) = &mut self.inline else {
+            return self.sleeper.sleep(limit);
+        };
+        match inline.rest(limit) {
+            Rest::Apart => self.sleeper.sleep(limit),
+            // Takes what was signalled meanwhile, or the next rest would end at once.
+            Rest::Frames | Rest::Other => self.sleeper.sleep(Some(Duration::ZERO)),
+        }
+    }
+
     fn run_once(&mut self, exits: &mut Exits) -> Effect {
+        let begin = self.gauge.begin();
         let left = leave(
             &mut self.core.fd,
             exits,
             &mut self.memory_mapped,
             &mut self.ports,
         );
+        if let Some(cost) = begin.and_then(|begin| self.gauge.end(begin, exits.registers))
+            && let Some(inline) = &self.inline
+        {
+            tracing::debug!(?cost, "leaving the guest and entering it again");
+            inline.exit_costs(cost);
+        }
         // What the kernel has collected was written before this exit, and must be seen before it.
         while let Ok(Some(written)) = self.core.fd.coalesced_mmio_read() {
             let length = usize::try_from(written.len).unwrap_or(0);

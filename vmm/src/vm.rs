@@ -1,16 +1,21 @@
 //! One virtual machine from nothing to its first instruction: create, wire, start.
 //!
-//! Threads afterwards: the caller's (`run`: watchdog and signals), `vcpu0`, `trunk` (vhost-user), `devices` (console), `report`
-//! (guest log lines), and for a moment `prefault`. The vCPU thread owns the buses; everything shared with it is an eventfd or
+//! Threads afterwards: the caller's (`run`: watchdog and signals), `vcpu0`, `trunk` (frames, or the vhost-user connection), `ports`
+//! (daemons), `devices` (console), `report` (guest log lines), and for a moment `prefault`. The vCPU thread owns the buses; everything shared with it is an eventfd or
 //! an atomic.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use kvm_ioctls::IoEventAddress;
 use kvm_ioctls::VmFd;
+use sluice_ports::message::Drive;
+use sluice_trunk::pair::Inline;
+use vm_memory::Bytes;
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot;
@@ -18,11 +23,13 @@ use crate::boot::BootError;
 use crate::boot::CommandLine;
 use crate::bus::Bus;
 use crate::bus::BusError;
+use crate::config::Backend;
 use crate::config::Config;
 use crate::config::Prefault;
 use crate::event;
 use crate::event::EventThread;
 use crate::event::Subscriber;
+use crate::gauge::Gauge;
 use crate::kvm;
 use crate::kvm::NoKvm;
 use crate::lines::Lines;
@@ -32,6 +39,7 @@ use crate::memory::MemoryError;
 use crate::park::ParkPage;
 use crate::park::Pulse;
 use crate::park::Sleeper;
+use crate::ports::ServedPorts;
 use crate::report;
 use crate::report::ExitPort;
 use crate::report::LogPort;
@@ -45,10 +53,13 @@ use crate::virtio::Device;
 use crate::virtio::backend::RingEvents;
 use crate::virtio::control;
 use crate::virtio::control::Control;
+use crate::virtio::here::Here;
+use crate::virtio::here::HereError;
 use crate::virtio::mmio;
 use crate::virtio::mmio::Transport;
 use crate::virtio::net;
 use crate::virtio::net::Net;
+use crate::virtio::net::Server;
 use crate::virtio::trunk::Trunk;
 use crate::virtio::trunk::TrunkError;
 
@@ -70,6 +81,10 @@ pub enum StartError {
     Boot(#[from] BootError),
     #[error(transparent)]
     Trunk(#[from] TrunkError),
+    #[error("cannot serve the ports")]
+    Ports(#[source] io::Error),
+    #[error("cannot serve the trunk")]
+    Here(#[from] HereError),
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
     #[error("devices overlap in the physical map")]
@@ -120,6 +135,8 @@ pub struct Vm {
     ram: Arc<GuestRam>,
     vcpu: Vcpu,
     subscribers: Vec<Subscriber>,
+    ports: Option<ServedPorts>,
+    quit: Arc<EventFd>,
     stop: Stop,
     watchdog: Option<Duration>,
     prefault: Prefault,
@@ -174,17 +191,25 @@ impl Vm {
             memory_mapped,
             calls,
             subscribers,
+            ports: served,
+            quit,
             ..
         } = board;
         let stop = Stop {
             flag: Arc::default(),
             event: Arc::new(event::eventfd()?),
         };
+        let (served, inline) = served.unzip();
+        if let Some(inline) = &inline {
+            watch(inline, calls.iter().chain([&stop.event])).map_err(StartError::Ports)?;
+        }
         let vcpu = Vcpu {
             core,
             memory_mapped,
             ports,
             sleeper: Sleeper::new(calls, Arc::clone(&stop.event)),
+            inline,
+            gauge: Gauge::default(),
             pulse: Arc::new(Pulse::default()),
             stop: Arc::clone(&stop.flag),
         };
@@ -194,6 +219,8 @@ impl Vm {
             ram,
             vcpu,
             subscribers,
+            ports: served,
+            quit,
             stop,
             watchdog: config.watchdog,
             prefault: config.prefault,
@@ -215,6 +242,8 @@ impl Vm {
         let devices = EventThread::start(self.subscribers)?;
         let kept = Kept {
             devices,
+            ports: self.ports,
+            quit: self.quit,
             vm: self.vm,
             ram: self.ram,
         };
@@ -237,6 +266,8 @@ struct Board<'a> {
     subscribers: Vec<Subscriber>,
     devices: usize,
     command_line: CommandLine,
+    ports: Option<(ServedPorts, Inline)>,
+    quit: Arc<EventFd>,
 }
 
 impl<'a> Board<'a> {
@@ -249,6 +280,8 @@ impl<'a> Board<'a> {
             subscribers: Vec::new(),
             devices: 0,
             command_line: CommandLine::new()?,
+            ports: None,
+            quit: Arc::new(event::eventfd()?),
         })
     }
 
@@ -264,17 +297,47 @@ impl<'a> Board<'a> {
     }
 
     fn add_trunk(&mut self, config: &Config) -> Result<(), StartError> {
-        let Some(path) = &config.trunk else {
+        let rings = ring_events::<{ net::QUEUES }>()?;
+        let server = if let Some(listener) = &config.listener {
+            Server::Here(self.serve_ports(config, listener.clone(), &rings)?)
+        } else if let Some(Backend(path)) = &config.trunk {
+            Server::Backend(Trunk::connect(
+                path.clone(),
+                config.connect_timeout,
+                Arc::clone(self.ram),
+                rings.to_vec(),
+            )?)
+        } else {
             return Ok(());
         };
-        let rings = ring_events::<{ net::QUEUES }>()?;
-        let trunk = Trunk::connect(
-            path.clone(),
-            config.connect_timeout,
-            Arc::clone(self.ram),
+        self.add(Box::new(Net::new(server)), &rings)
+    }
+
+    fn serve_ports(
+        &mut self,
+        config: &Config,
+        listener: Arc<OwnedFd>,
+        rings: &[RingEvents],
+    ) -> Result<Here, StartError> {
+        let identity = config
+            .ports
+            .identity("sluice-vmm", env!("CARGO_PKG_VERSION"));
+        let wake = Arc::new(event::eventfd()?);
+        self.calls.push(Arc::clone(&wake));
+        let tell = tell(Arc::clone(self.ram), wake);
+        let served = ServedPorts::start(listener, identity, config.drive, tell, self.quit.clone());
+        let (ports, inline) = served.map_err(StartError::Ports)?;
+        let here = Here::new(
+            ports.pair().mailbox().clone(),
+            ports.pair().driving().clone(),
+            self.ram,
             rings.to_vec(),
+            config.ports.taps,
         )?;
-        self.add(Box::new(Net::new(trunk)), &rings)
+        self.command_line
+            .push(&format!("sluice.advice={:#x}", memory::ADVICE))?;
+        self.ports = Some((ports, inline));
+        Ok(here)
     }
 
     fn add_control(&mut self, config: &Config) -> Result<(), StartError> {
@@ -308,6 +371,25 @@ impl<'a> Board<'a> {
         self.devices += 1;
         Ok(())
     }
+}
+
+/// Writes into guest memory whether frames move while the guest runs, and wakes a guest's thread that sleeps on its own.
+fn tell(ram: Arc<GuestRam>, wake: Arc<EventFd>) -> Box<dyn Fn(Drive) + Send + Sync> {
+    Box::new(move |drive| {
+        let polls = u32::from(drive == Drive::Apart);
+        // The word lies in RAM, whatever its size.
+        if let Err(error) = ram.memory().write_obj(polls, GuestAddress(memory::ADVICE)) {
+            tracing::error!(%error, "the guest does not learn who moves frames");
+        }
+        event::signal(&wake);
+    })
+}
+
+fn watch<'a>(inline: &Inline, events: impl Iterator<Item = &'a Arc<EventFd>>) -> io::Result<()> {
+    for event in events {
+        inline.watch(event::fd(event))?;
+    }
+    Ok(())
 }
 
 fn report_ports(lines: &Lines) -> Result<Bus, BusError> {

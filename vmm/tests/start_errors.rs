@@ -119,7 +119,12 @@ fn an_absent_trunk_socket_is_an_error_after_the_stated_time() {
     if !kvm_works() {
         return;
     }
-    let arguments = ["--trunk", "absent.sock", "--connect-timeout", "100ms"];
+    let arguments = [
+        "--trunk",
+        "vhost-user=absent.sock",
+        "--connect-timeout",
+        "100ms",
+    ];
     let finished = run(&Code::default().exit(0x10).image(), &arguments);
     fails(
         &finished,
@@ -179,7 +184,10 @@ fn wrong_settings_are_named_and_have_their_own_status() {
     );
     fails(&run(&image, &["--frobnicate"]), 2, &["--frobnicate"]);
     fails(
-        &run(&image, &["--trunk", &"x".repeat(200)]),
+        &run(
+            &image,
+            &["--trunk", &format!("vhost-user={}", "x".repeat(200))],
+        ),
         2,
         &["trunk cannot be the socket"],
     );

@@ -32,6 +32,7 @@ use sluice_vmm::virtio::FEATURE_EVENT_INDEX;
 use sluice_vmm::virtio::FEATURE_VERSION_1;
 use sluice_vmm::virtio::backend::RingEvents;
 use sluice_vmm::virtio::net::Net;
+use sluice_vmm::virtio::net::Server;
 use sluice_vmm::virtio::trunk::Trunk;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::VhostUserProtocolFeatures;
@@ -243,7 +244,7 @@ impl Bench {
             Trunk::connect(path.clone(), patience, Arc::clone(&ram), events.clone()).unwrap();
         let receive = Ring::new(ram.memory(), 0x20_0000, 256);
         let transmit = Ring::new(ram.memory(), 0x21_0000, 256);
-        let net = Net::new(trunk);
+        let net = Net::new(Server::Backend(trunk));
         (
             Bench {
                 net,
@@ -464,7 +465,7 @@ fn a_guest_notifies_through_an_ioeventfd_and_is_woken_by_the_call() {
     let served = Served::at(&folder.path().join("trunk.sock"), OFFER, false);
     let mut image = ping().image();
     image.extra_memory = 0x4_0000;
-    let finished = Vmm::start_in(folder, &image, &["--trunk", "trunk.sock"]).finish();
+    let finished = Vmm::start_in(folder, &image, &["--trunk", "vhost-user=trunk.sock"]).finish();
     assert_eq!(finished.status, 0, "{}", finished.stderr);
     assert_eq!(served.echoed(), 1);
 }
@@ -479,7 +480,7 @@ fn a_parked_guest_outlives_its_backend_and_hears_from_the_next() {
     let deaf = Served::at(&path, OFFER, true);
     let mut image = ping().image();
     image.extra_memory = 0x4_0000;
-    let vmm = Vmm::start_in(folder, &image, &["--trunk", "trunk.sock"]);
+    let vmm = Vmm::start_in(folder, &image, &["--trunk", "vhost-user=trunk.sock"]);
     wait_for("the rings", || {
         deaf.notes.memory.lock().unwrap().is_some().then_some(())
     });
@@ -505,7 +506,7 @@ fn nobody_reading_standard_error_ends_nothing() {
     let deaf = Served::at(&path, OFFER, true);
     let mut image = ping().image();
     image.extra_memory = 0x4_0000;
-    let mut vmm = Vmm::start_in(folder, &image, &["--trunk", "trunk.sock"]);
+    let mut vmm = Vmm::start_in(folder, &image, &["--trunk", "vhost-user=trunk.sock"]);
     wait_for("the rings", || {
         deaf.notes.memory.lock().unwrap().is_some().then_some(())
     });

@@ -48,6 +48,7 @@ pub(crate) struct MicroVm {
     pub(crate) trunk: Option<Transport<Mmio>>,
     pub(crate) control: Option<Transport<Mmio>>,
     park: Option<Mmio>,
+    advice: Option<u64>,
     clock: Clock,
 }
 
@@ -58,6 +59,7 @@ impl MicroVm {
             trunk: None,
             control: None,
             park: options.park.map(Mmio::new),
+            advice: options.advice,
             clock,
         };
         for address in options.transports() {
@@ -115,6 +117,10 @@ impl Machine for MicroVm {
         if let Some(page) = &mut self.park {
             page.write(HEARTBEAT, 1);
         }
+    }
+
+    fn moves_meanwhile(&self) -> bool {
+        self.advice.is_none_or(|word| platform::low_word(word) != 0)
     }
 }
 

@@ -72,7 +72,8 @@ pub(crate) fn tsc() -> u64 {
 
 /// Low memory, where the boot protocol's structures lie.
 pub(crate) fn low_memory() -> LowMemory<'static> {
-    // SAFETY: the page tables map this range read-only and nobody writes it after entry; the image
+    // SAFETY: the page tables map this range read-only; after entry only the advice word changes, which is read by
+    // `low_word` alone; the image
     // needs RAM from 0 without a hole, so it exists.
     let bytes = unsafe {
         core::slice::from_raw_parts(
@@ -82,6 +83,15 @@ pub(crate) fn low_memory() -> LowMemory<'static> {
     };
     debug_assert_eq!(LowMemory::START + LowMemory::SIZE as u64, LOW_END);
     LowMemory::new(bytes)
+}
+
+/// A word of low memory that the VMM changes.
+pub(crate) fn low_word(address: u64) -> u32 {
+    debug_assert!((LowMemory::START..LOW_END).contains(&address) && address.is_multiple_of(4));
+    let word = ptr::with_exposed_provenance::<u32>(address as usize);
+    // SAFETY: the page tables map low memory read-only (`low_memory`); the word is aligned, and another party changes it, hence
+    // one volatile read.
+    unsafe { ptr::read_volatile(word) }
 }
 
 /// Whether ring 3 may use `size` bytes at an address as device registers.

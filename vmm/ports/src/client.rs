@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::message::{Identity, PortCounters, PortKind, Refusal, Reply, Request, Status, text};
+use crate::offloads::Offloads;
 use crate::packet::{self, Packet};
 use crate::wire;
 use crate::{ID_MAX, PACKET_MAX, VERSION};
-use crate::offloads::Offloads;
 
 /// Longer than the engine's own limit, so that a late engine is a refusal and not a broken connection.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -10,8 +10,11 @@
 //! A daemon links this crate and not `sluice-trunk`: it reads no ring and maps no guest memory.
 #![deny(unsafe_code)]
 
+#[cfg(feature = "args")]
+pub mod args;
 pub mod client;
 pub mod drops;
+pub mod inherit;
 pub mod message;
 pub mod offloads;
 pub mod packet;

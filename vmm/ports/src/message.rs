@@ -64,9 +64,14 @@ pub enum Reply {
     Done,
     Refused(Refusal),
     Status(Status),
-    Counters { rows: Box<Page>, more: bool },
+    Counters {
+        rows: Box<Page>,
+        more: bool,
+    },
     /// The port's descriptor comes with the packet.
-    Descriptor { kind: PortKind },
+    Descriptor {
+        kind: PortKind,
+    },
 }
 
 /// Which appliance this is: repeated from what the process was started with, so that a daemon can decide whether to adopt it.

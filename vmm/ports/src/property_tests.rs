@@ -11,10 +11,10 @@ use crate::client::{Client, ClientError};
 use crate::message::{
     CarriedCounts, DropCounts, Page, PortCounters, PortKind, Refusal, Reply, Request, Status, text,
 };
+use crate::offloads::Offloads;
 use crate::server::Server;
 use crate::testing::{RememberedPorts, fuzz_client, fuzz_server, identity};
 use crate::{HOLD_MAX_MILLIS, ID_MAX, PACKET_MAX, packet};
-use crate::offloads::Offloads;
 
 fn offloads() -> impl Strategy<Value = Offloads> {
     any::<[bool; 4]>().prop_map(|[checksum, tso4, tso6, uso]| Offloads {

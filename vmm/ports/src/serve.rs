@@ -87,8 +87,12 @@ fn answer<P: Ports>(connections: &mut Vec<Connection>, token: Token, server: &mu
         let answer = server.receive(token, bytes, descriptors);
         let answer = answer.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         // A daemon that does not read its answers loses its connection instead of the thread its time.
-        wire::send(socket, &answer.packet, answer.descriptor.as_ref().map(AsFd::as_fd))
-            .map_err(|error| io::Error::other(format!("it does not take answers: {error}")))?;
+        wire::send(
+            socket,
+            &answer.packet,
+            answer.descriptor.as_ref().map(AsFd::as_fd),
+        )
+        .map_err(|error| io::Error::other(format!("it does not take answers: {error}")))?;
         Ok(answer.replaced)
     });
     match answered {

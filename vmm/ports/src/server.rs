@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::message::{Identity, Page, PortKind, Refusal, Reply, Request, Status};
+use crate::offloads::Offloads;
 use crate::packet::{self, Packet};
 use crate::{HOLD_MAX_MILLIS, ID_MAX, VERSION};
-use crate::offloads::Offloads;
 
 /// What a server governs.
 pub trait Ports {
@@ -110,7 +110,9 @@ impl<P: Ports> Server<P> {
         let (mut replaced, mut copy) = (None, None);
         let reply = if header.version == VERSION {
             let request = packet::read(body).ok_or(Refusal::Malformed);
-            request.and_then(|request| self.obey(from, &request, descriptors, (&mut replaced, &mut copy)))
+            request.and_then(|request| {
+                self.obey(from, &request, descriptors, (&mut replaced, &mut copy))
+            })
         } else {
             Err(Refusal::Version)
         };

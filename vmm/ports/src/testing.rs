@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::client::{Client, ClientError};
 use crate::message::{Identity, Page, PortCounters, PortKind, Refusal, Request, Status, text};
+use crate::offloads::Offloads;
 use crate::server::{Ports, Server};
 use crate::{ID_MAX, packet};
-use crate::offloads::Offloads;
 
 /// Ports without an engine.
 #[derive(Debug, Default)]

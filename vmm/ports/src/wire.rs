@@ -17,7 +17,7 @@ use crate::PACKET_MAX;
 /// Descriptors that a packet is read with; any that a request does not take is closed again.
 const DESCRIPTORS: usize = 2;
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 4;
+pub(crate) const BACKLOG: i32 = 4;
 
 /// Makes the listening end at `path`, for a process to inherit.
 ///

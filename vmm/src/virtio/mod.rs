@@ -1,10 +1,11 @@
 //! What every virtio device of this VMM has in common: features, queue layout, and the trait the transport drives.
 //!
-//! `mmio` is the transport, `net` the trunk device (its rings are served by another process through `trunk` and `backend`),
+//! `mmio` is the transport, `net` the trunk device (its rings are served `here`, or by another process through `trunk` and `backend`),
 //! `control` the console device (its rings are served here, by way of `stream`). The driver is the guest: hostile until proven otherwise.
 
 pub mod backend;
 pub mod control;
+pub mod here;
 pub mod mmio;
 pub mod net;
 pub mod stream;

@@ -1,4 +1,4 @@
-//! The trunk device: a virtio-net whose rings another process serves.
+//! The trunk device: a virtio-net whose rings are served by this process (`here`) or by another one (`trunk`).
 //!
 //! What it offers is what the backend offers, less what this VMM or the contract does not carry. It has no configuration: no
 //! MAC (link addresses belong to the pods behind the trunk), one queue pair, link always up.
@@ -20,6 +20,7 @@ use crate::virtio::FEATURE_INDIRECT;
 use crate::virtio::FEATURE_VERSION_1;
 use crate::virtio::QueueLayout;
 use crate::virtio::backend::Activation;
+use crate::virtio::here::Here;
 use crate::virtio::trunk::Trunk;
 
 const DEVICE_ID: u32 = 1;
@@ -43,17 +44,26 @@ const CARRIED: u64 = FEATURE_VERSION_1
     | 1 << VIRTIO_NET_F_GUEST_USO6
     | 1 << VIRTIO_NET_F_HOST_USO;
 
+/// Who serves the rings.
+#[derive(Debug)]
+pub enum Server {
+    /// The engine of this process.
+    Here(Here),
+    /// A vhost-user backend.
+    Backend(Trunk),
+}
+
 /// The device the guest's driver sees.
 #[derive(Debug)]
 pub struct Net {
-    trunk: Trunk,
+    server: Server,
 }
 
 impl Net {
-    /// A device served over `trunk`.
+    /// A device whose rings `server` serves.
     #[must_use]
-    pub fn new(trunk: Trunk) -> Net {
-        Net { trunk }
+    pub fn new(server: Server) -> Net {
+        Net { server }
     }
 }
 
@@ -63,7 +73,11 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        self.trunk.features() & CARRIED
+        let offered = match &self.server {
+            Server::Here(here) => here.features(),
+            Server::Backend(trunk) => trunk.features(),
+        };
+        offered & CARRIED
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -75,13 +89,20 @@ impl Device for Net {
     }
 
     fn activate(&mut self, features: u64, queues: &[QueueLayout]) {
-        self.trunk.start(Activation {
+        let activation = Activation {
             features,
             queues: queues.to_vec(),
-        });
+        };
+        match &self.server {
+            Server::Here(here) => here.start(&activation),
+            Server::Backend(trunk) => trunk.start(activation),
+        }
     }
 
     fn reset(&mut self) {
-        self.trunk.reset();
+        match &self.server {
+            Server::Here(here) => here.reset(),
+            Server::Backend(trunk) => trunk.reset(),
+        }
     }
 }

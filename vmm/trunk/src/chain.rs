@@ -5,9 +5,9 @@
 //! returns it with length 0.
 //! Cost: at most `MAX_PIECES` descriptors are looked at, whatever the guest wrote.
 
-use sluice_ports::drops::HostDrop;
 use super::memory::{GuestMemory, Scatter};
 use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Ring};
+use sluice_ports::drops::HostDrop;
 
 /// Most descriptors of one chain: a 64 KiB frame in 1 KiB buffers, and its header.
 pub const MAX_PIECES: usize = 72;

@@ -20,7 +20,7 @@ use crate::mailbox::{Command, EngineReport, Inbox, Mailbox, mailbox};
 const EDGE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
 const MAIL: u64 = 0;
 const TAPS: u64 = 1;
-/// What the stepping thread waits for besides: see [`Core::watch`].
+/// What the stepping thread waits for besides: see [`Alarm`].
 const OTHER: u64 = 2;
 /// Kick of queue `n` is event `KICK + n`.
 const KICK: u64 = 3;
@@ -34,12 +34,27 @@ pub enum Woken {
     Timeout,
 }
 
+/// What ends a core's sleep, for any thread to add to.
+#[derive(Clone, Debug)]
+pub struct Alarm(Arc<Epoll>);
+
+impl Alarm {
+    /// Ends every sleep while this is readable. What is in it is for others to take.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn watch(&self, other: BorrowedFd<'_>) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, OTHER);
+        Ok(self.0.add(other, event)?)
+    }
+}
+
 /// The engine and its surroundings.
 #[derive(Debug)]
 pub struct Core {
     engine: Engine,
     inbox: Inbox,
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     kicks: [Option<File>; 2],
     /// What the guest takes, and what the daemon allows.
     offloads: Offloads,
@@ -57,7 +72,7 @@ impl Core {
     /// When the kernel gives no descriptor.
     pub fn new(engine: Engine, counters: Arc<DriverCounters>) -> io::Result<(Self, Mailbox)> {
         let (mailbox, inbox) = mailbox()?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         epoll.add(inbox.readiness(), EpollEvent::new(EDGE, MAIL))?;
         let taps = EpollEvent::new(EpollFlags::EPOLLIN, TAPS);
         epoll.add(engine.readiness(), taps)?;
@@ -76,13 +91,9 @@ impl Core {
         Ok((core, mailbox))
     }
 
-    /// Ends every sleep when this becomes readable, from now on. Whoever made it takes what is in it.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn watch(&self, other: BorrowedFd<'_>) -> io::Result<()> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, OTHER);
-        Ok(self.epoll.add(other, event)?)
+    /// What ends its sleeps.
+    pub fn alarm(&self) -> Alarm {
+        Alarm(self.epoll.clone())
     }
 
     /// Readable after a command was sent.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use sluice_ports::drops::{Counter, Drops};
 use super::turns::Turns;
 use super::vnet;
+use sluice_ports::drops::{Counter, Drops};
 use sluice_ports::tap;
 
 /// Link ids have 12 bits; 0 and 4095 name no VLAN (IEEE 802.1Q §9.6).

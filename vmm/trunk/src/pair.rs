@@ -5,7 +5,7 @@
 //! Commands are carried out by the one that holds the lock, or, while the guest runs, by the engine's own thread.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
@@ -15,11 +15,11 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sluice_ports::message::{Drive, Reason};
 
-use crate::core::{Core, Woken};
+use crate::core::{Alarm, Core, Woken};
 use crate::driver::{DriverCounters, Mailbox, run_once};
 use crate::engine::{Engine, TrunkCounters};
-use crate::poll::Poll;
 use crate::policy::{Policy, Wish};
+use crate::poll::Poll;
 
 /// Frames that a resting guest is given before it runs again. More would wait too long for their turn.
 const MOST: u32 = 192;
@@ -34,7 +34,7 @@ pub struct Driving {
     reason: AtomicU8,
     exit_nanos: AtomicU32,
     features: AtomicU64,
-    /// Says to the guest whether anybody moves frames while it runs.
+    /// Says to the guest whether frames move while it runs, and ends a sleep of its thread.
     tell: Box<dyn Fn(Drive) + Send + Sync>,
 }
 
@@ -105,9 +105,12 @@ impl Driving {
     }
 
     fn set(&self, (drive, reason): (Drive, Reason)) {
-        self.reason.store(place(&REASONS, &reason), Ordering::Release);
-        self.drive.store(place(&DRIVES, &drive), Ordering::Release);
-        (self.tell)(drive);
+        self.reason
+            .store(place(&REASONS, &reason), Ordering::Release);
+        let before = self.drive.swap(place(&DRIVES, &drive), Ordering::AcqRel);
+        if before != place(&DRIVES, &drive) {
+            (self.tell)(drive);
+        }
     }
 }
 
@@ -124,8 +127,6 @@ struct Shared {
     ended: AtomicBool,
     /// Wakes the engine's own thread: its turn has come, or the end.
     turn: EventFd,
-    /// Wakes the guest's thread out of a sleep in which others move the frames.
-    inline: EventFd,
 }
 
 impl Shared {
@@ -139,6 +140,9 @@ impl Shared {
 
     /// Lets the policy decide; whether the other thread is to go on.
     fn hands_over(&self, state: &mut State, now: Instant) -> bool {
+        if let Some(nanos) = self.driving.exit_nanos() {
+            state.policy.exit_costs(Duration::from_nanos(nanos.into()));
+        }
         let changed = state.policy.review(now);
         if changed || state.policy.present() != self.driving.drive() {
             self.driving.set(state.policy.present());
@@ -160,6 +164,7 @@ pub struct Pair {
 pub struct Inline {
     shared: Arc<Shared>,
     trunk: Arc<TrunkCounters>,
+    alarm: Alarm,
     poll: Poll,
 }
 
@@ -175,7 +180,8 @@ pub enum Rest {
 }
 
 impl Pair {
-    /// Starts the engine's own thread. `tell` says to the guest whether frames move while it runs.
+    /// Starts the engine's own thread. `tell` says to the guest whether frames move while it runs, and
+    /// ends a sleep of the guest's thread.
     ///
     /// # Errors
     /// When the kernel gives no thread or descriptor.
@@ -188,6 +194,7 @@ impl Pair {
     ) -> io::Result<(Self, Inline)> {
         let trunk = engine.counters().clone();
         let (core, mailbox) = Core::new(engine, counters)?;
+        let alarm = core.alarm();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let policy = Policy::new(wish, cores);
         let driving = Driving::new(policy.present(), tell);
@@ -202,7 +209,6 @@ impl Pair {
             driving,
             ended: AtomicBool::new(false),
             turn,
-            inline: EventFd::from_flags(flags)?,
         });
         let thread = std::thread::Builder::new().name("trunk".into()).spawn({
             let (shared, mailbox) = (shared.clone(), mailbox.clone());
@@ -211,6 +217,7 @@ impl Pair {
         let inline = Inline {
             shared: shared.clone(),
             trunk,
+            alarm,
             poll: Poll::new(longest_poll),
         };
         let pair = Self {
@@ -239,7 +246,11 @@ impl Drop for Pair {
         let _ = self.shared.turn.write(1);
         // One that has the lock for good would be asleep on its taps: commands wake it.
         let _ = self.mailbox.send(crate::driver::Command::Stop);
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
             tracing::error!("the trunk's thread had died");
         }
     }
@@ -279,9 +290,6 @@ fn move_frames(shared: &Shared, poll: &mut Poll) {
         }
         shared.hands_over(&mut state, now);
     }
-    drop(state);
-    // The guest's thread may sleep, and is to take over.
-    let _ = shared.inline.write(1);
 }
 
 impl Inline {
@@ -290,29 +298,22 @@ impl Inline {
     /// # Errors
     /// As the kernel says.
     pub fn watch(&self, other: BorrowedFd<'_>) -> io::Result<()> {
-        self.shared.lock().core.watch(other)
-    }
-
-    /// Readable when the guest's thread is to move the frames from now on: ends a sleep of the caller's own.
-    pub fn wake(&self) -> BorrowedFd<'_> {
-        self.shared.inline.as_fd()
+        self.alarm.watch(other)
     }
 
     /// The cost of an exit was measured.
     pub fn exit_costs(&self, exit: Duration) {
         let nanos = u32::try_from(exit.as_nanos()).unwrap_or(u32::MAX);
-        self.shared.driving.exit_nanos.store(nanos, Ordering::Relaxed);
-        self.shared.lock().policy.exit_costs(exit);
+        self.shared
+            .driving
+            .exit_nanos
+            .store(nanos, Ordering::Relaxed);
     }
 
     /// The guest has nothing to do: moves what it has sent, and waits for something to give it, at most for `limit`.
     pub fn rest(&mut self, limit: Option<Duration>) -> Rest {
         if !self.shared.is(Drive::Inline) {
-            // Taken here, or it would end that sleep at once.
-            let _ = self.shared.inline.read();
-            if !self.shared.is(Drive::Inline) {
-                return Rest::Apart;
-            }
+            return Rest::Apart;
         }
         let shared = self.shared.clone();
         let mut state = shared.lock();
@@ -342,7 +343,9 @@ impl Inline {
                 std::hint::spin_loop();
                 continue;
             }
-            let woken = state.core.sleep(Some(left.map_or(LOOK, |left| left.min(LOOK))));
+            let woken = state
+                .core
+                .sleep(Some(left.map_or(LOOK, |left| left.min(LOOK))));
             self.poll.slept(now.elapsed());
             let moves = state.core.step();
             given += moves.to_guest;

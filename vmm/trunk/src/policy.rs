@@ -69,8 +69,10 @@ impl Policy {
 
     /// The cost of an exit was measured.
     pub fn exit_costs(&mut self, exit: Duration) {
-        self.exit = Some(exit);
-        self.decided = None;
+        if self.exit != Some(exit) {
+            self.exit = Some(exit);
+            self.decided = None;
+        }
     }
 
     /// What holds now.
@@ -244,11 +246,18 @@ mod tests {
             times.push((node.now - begin).as_millis());
         }
         assert!(times.is_sorted(), "{times:?}");
-        assert!((20..30).contains(&times[0]) && (640..700).contains(&times[6]), "{times:?}");
+        assert!(
+            (20..30).contains(&times[0]) && (640..700).contains(&times[6]),
+            "{times:?}"
+        );
         node.load(1, MICROS(40), SECOND * 2);
         node.policy.crowded(node.now);
         let found = node.load(1, MICROS(40), MICROS(30_000));
-        assert_eq!(found, (Drive::Apart, Reason::FewFrames), "that was long ago");
+        assert_eq!(
+            found,
+            (Drive::Apart, Reason::FewFrames),
+            "that was long ago"
+        );
     }
 
     #[test]

@@ -117,9 +117,7 @@ impl Ports for EnginePorts {
     }
 
     fn offloads(&mut self, offloads: Offloads) -> Result<(), Refusal> {
-        self.mailbox
-            .send(Command::Allow(offloads))
-            .map_err(late)
+        self.mailbox.send(Command::Allow(offloads)).map_err(late)
     }
 
     fn status(&self) -> Result<Status, Refusal> {
@@ -172,7 +170,10 @@ impl Ports for EnginePorts {
 
     fn descriptor(&self, id: u16) -> Result<(PortKind, OwnedFd), Refusal> {
         let port = self.ports.get(&id).ok_or(Refusal::NoSuchPort)?;
-        let copy = port.descriptor.try_clone().map_err(|error| kernel(&error))?;
+        let copy = port
+            .descriptor
+            .try_clone()
+            .map_err(|error| kernel(&error))?;
         Ok((port.kind, copy))
     }
 }

@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use sluice_ports::client::{ClientError, Connection};
-use sluice_ports::message::{Drive, PortKind, Refusal};
-use sluice_ports::server::Server;
-use sluice_ports::testing::identity;
-use sluice_ports::{VERSION, serve, wire};
 use crate::driver::{Command, Driver, DriverCounters, Polling};
 use crate::engine::{Engine, RECEIVE, TRANSMIT, TrunkCounters};
-use sluice_ports::offloads::Offloads;
 use crate::pair::Driving;
 use crate::ports::EnginePorts;
 use crate::testing::FakeGuest;
 use crate::vnet;
+use sluice_ports::client::{ClientError, Connection};
+use sluice_ports::message::{Drive, PortKind, Refusal};
+use sluice_ports::offloads::Offloads;
+use sluice_ports::server::Server;
+use sluice_ports::testing::identity;
+use sluice_ports::{VERSION, serve, wire};
 
 /// An appliance's process in this one: engine, server and the thread between.
 struct Process {
@@ -327,7 +327,7 @@ fn packets_of_another_version_or_of_none_are_answered_or_end_the_connection() {
     let other = [&(VERSION + 1).to_le_bytes()[..], &[9, 0, 0, 0], &[1, 2, 3]].concat();
     send(&socket, &other, SendFlags::empty()).unwrap();
     let answer = eventually("answer", || received(&socket));
-    assert_eq!(answer[..6], [1, 0, 9, 0, 0, 0]);
+    assert_eq!(answer[..6], [2, 0, 9, 0, 0, 0]);
     assert_eq!(answer[6..], [2, 0], "Refused(Version)");
     send(&socket, &[0; 5], SendFlags::empty()).unwrap();
     let ended = eventually("end of the connection", || received(&socket));
@@ -339,7 +339,7 @@ fn packets_of_another_version_or_of_none_are_answered_or_end_the_connection() {
 fn flood_that_reads_no_answers_loses_its_connection_and_nobody_else_notices() {
     let process = process("flood");
     let socket = wire::connect(&process.path).unwrap();
-    let hello = [1, 0, 1, 0, 0, 0, 0, 1, b'x', 0];
+    let hello = [2, 0, 1, 0, 0, 0, 0, 1, b'x', 0];
     eventually("end of the flood", || {
         let sent = send(&socket, &hello, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         sent.is_err_and(|e| e == rustix::io::Errno::PIPE || e == rustix::io::Errno::CONNRESET)

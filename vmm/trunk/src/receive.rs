@@ -7,12 +7,12 @@ use std::fs::File;
 use std::io;
 
 use super::chain::{self, Access, MAX_FRAME};
-use sluice_ports::drops::HostDrop;
 use super::engine::TrunkCounters;
 use super::links::{Link, Links};
 use super::memory::{MAX_ENTRIES, Scatter, TRUNK_HEAD};
 use super::ring::{Ring, RingError};
 use super::vnet;
+use sluice_ports::drops::HostDrop;
 
 /// Most pieces that may be needed for one frame: the 64 KiB in buffers of 128 bytes, and still one `readv`.
 const MAX_STAGED: usize = MAX_ENTRIES - chain::MAX_PIECES - 2;

@@ -6,9 +6,9 @@ use etherparse::{
 };
 use proptest::prelude::*;
 
-use sluice_ports::drops::HostDrop;
 use super::testing::{FakeGuest, engine_for, socket_link};
 use super::vnet;
+use sluice_ports::drops::HostDrop;
 
 const GENEVE_PORT: u16 = 6081;
 

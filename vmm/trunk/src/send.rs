@@ -8,13 +8,13 @@ use std::io;
 use std::time::Instant;
 
 use super::chain::{self, Access};
-use sluice_ports::drops::HostDrop;
 use super::engine::TrunkCounters;
 use super::links::{Link, Links};
 use super::memory::{Scatter, TAP_HEAD, TRUNK_HEAD};
 use super::ring::{Ring, RingError};
 use super::segment::{Cut, MOST_HEADERS};
 use super::vnet::{self, TrunkFault, Tunnelled};
+use sluice_ports::drops::HostDrop;
 
 /// The transmit queue (of the guest) in use.
 #[derive(Debug)]

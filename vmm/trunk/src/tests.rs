@@ -1,6 +1,5 @@
 //! What the trunk promises, shown with a fake guest and sockets instead of taps.
 
-use sluice_ports::drops::HostDrop;
 use super::engine::{RECEIVE, TRANSMIT, Wait};
 use super::memory::{GuestMemory, MemoryError, RegionSpec};
 use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Ring, RingError, RingSpec};
@@ -8,6 +7,7 @@ use super::testing::{
     BASE, BUFFERS, FakeGuest, LEN, USER, buffer, encode, engine_for, socket_link,
 };
 use super::vnet;
+use sluice_ports::drops::HostDrop;
 
 /// A tap frame: vnet header, MAC addresses, EtherType and a payload that counts.
 fn tap_frame(payload: usize) -> Vec<u8> {

@@ -10,10 +10,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::driver::{Command, Driver, DriverCounters, Polling};
 use crate::engine::{Engine, RECEIVE, TRANSMIT, TrunkCounters};
-use sluice_ports::offloads::Offloads;
 use crate::links::LinkCounters;
 use crate::testing::{BASE, FakeGuest, LEN, USER};
 use crate::vnet;
+use sluice_ports::offloads::Offloads;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::*;
