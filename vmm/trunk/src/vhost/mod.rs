@@ -11,6 +11,7 @@ use self::backend::Backend;
 use self::wire::Reply;
 use super::driver::Mailbox;
 use super::features::Features;
+use super::pair::Driving;
 
 mod backend;
 #[cfg(test)]
@@ -37,6 +38,7 @@ struct State {
     peer: Option<TrunkPeer>,
     /// The only process that is served, if one is known.
     only: Option<i32>,
+    driving: Option<Arc<Driving>>,
 }
 
 impl TrunkState {
@@ -55,9 +57,20 @@ impl TrunkState {
         self.lock().only.is_none_or(|only| pid == Some(only))
     }
 
+    /// Has the features that a guest accepts reported there as well.
+    #[must_use]
+    pub fn reporting(self, driving: Arc<Driving>) -> Self {
+        self.lock().driving = Some(driving);
+        self
+    }
+
     /// Records the VMM that is connected now; called by the conversation with it.
     pub fn set(&self, peer: Option<TrunkPeer>) {
-        self.lock().peer = peer;
+        let mut state = self.lock();
+        state.peer = peer;
+        if let Some(driving) = &state.driving {
+            driving.set_features(peer.map_or(0, |peer| peer.features));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
