@@ -63,13 +63,25 @@ impl Here {
             offset: 0,
         };
         let memory = GuestMemory::map(&[whole], vec![file]).map_err(HereError::Map)?;
-        Ok(Here {
+        Ok(Here::over(mailbox, driving, Arc::new(memory), rings, taps))
+    }
+
+    /// The same in memory that is mapped already.
+    #[must_use]
+    pub fn over(
+        mailbox: Mailbox,
+        driving: Arc<Driving>,
+        memory: Arc<GuestMemory>,
+        rings: Vec<RingEvents>,
+        taps: Offloads,
+    ) -> Here {
+        Here {
             mailbox,
             driving,
-            memory: Arc::new(memory),
+            memory,
             rings,
             taps,
-        })
+        }
     }
 
     /// What the device offers.
