@@ -36,7 +36,7 @@ impl Wiring {
 /// What a lab is made of.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// `kvm`, `tcg` or `auto`.
+    /// `kvm`, `process`, `tcg` or `auto`; by default what the variable `SLUICE_ISOLATION` says.
     pub isolation: String,
     pub pods: usize,
     pub wiring: Wiring,
@@ -55,7 +55,7 @@ pub struct Plan {
 impl Default for Plan {
     fn default() -> Self {
         Self {
-            isolation: "auto".into(),
+            isolation: std::env::var("SLUICE_ISOLATION").unwrap_or_else(|_| "auto".into()),
             pods: 2,
             wiring: Wiring::Veth,
             memory: 64,
@@ -231,17 +231,30 @@ impl Lab {
     }
 
     fn spawn_node(&mut self) -> Result<()> {
+        self.node = Some(self.another_daemon(&[])?);
+        Ok(())
+    }
+
+    /// Starts one more daemon with the same configuration and these flags; it writes to the same log.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn another_daemon(&self, flags: &[&str]) -> Result<Running> {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(self.log_path())?;
         let mut command = self.host.command(program("sluice-node"));
-        command.arg("--config").arg(self.config_path());
+        command.arg("--config").arg(self.config_path()).args(flags);
         command
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log));
-        self.node = Some(Running::start("sluice-node", &mut command)?);
-        Ok(())
+        Running::start("sluice-node", &mut command)
+    }
+
+    /// Takes this daemon for the node's from now on.
+    pub fn follow_daemon(&mut self, daemon: Running) {
+        self.node = Some(daemon);
     }
 
     /// Waits until the node says that it is healthy.
