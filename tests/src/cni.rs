@@ -140,7 +140,7 @@ impl CniLab {
     /// # Errors
     /// As the lab's.
     pub fn start(wiring: Wiring) -> Result<Self> {
-        let mut cni = Self::prepare(wiring, "auto")?;
+        let mut cni = Self::prepare(wiring, &Plan::default().isolation)?;
         cni.lab.start_node()?;
         Ok(cni)
     }

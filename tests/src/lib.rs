@@ -48,5 +48,6 @@ pub mod qemu;
 pub mod run;
 pub mod signals;
 pub mod snapshot;
+pub mod soak;
 pub mod traffic;
 pub mod underlay;

@@ -39,6 +39,14 @@ enum Command {
         #[arg(long, default_value_t = 10_000)]
         pings: u32,
     },
+    /// Mixed load for minutes: nothing arrives wrong, nothing stands still, memory is flat
+    Soak {
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+        /// veth or tap
+        #[arg(long, default_value = "veth")]
+        wiring: String,
+    },
     /// Measure against the kernel's bridge, interleaved
     Bench {
         #[arg(long, default_value_t = 5)]
@@ -62,6 +70,16 @@ fn main() -> Result<()> {
             nodes,
             pings,
         } => demo(&isolation, nodes, pings),
+        Command::Soak { minutes, wiring } => {
+            let wiring = match wiring.as_str() {
+                "veth" => Wiring::Veth,
+                "tap" => Wiring::Tap,
+                other => anyhow::bail!("There is no wiring {other}: it is veth or tap"),
+            };
+            let time = std::time::Duration::try_from_secs_f64(minutes * 60.0)?;
+            println!("{}", sluice_tests::soak::run(time, wiring)?);
+            Ok(())
+        }
         Command::Bench { rounds, seconds } => bench::run(rounds, seconds),
     }
 }
