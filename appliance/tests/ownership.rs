@@ -8,7 +8,9 @@ use sluice_appliance::wire::tcp;
 use sluice_contract::overlay::{
     NextHopId, NextHopRow, OverlayRow, PeerId, PeerRow, RemoteRow, TunnelRow,
 };
-use sluice_contract::service::{AddressRole, FrontendKind, NatRow, ServiceKey, ServiceRow};
+use sluice_contract::service::{
+    AddressRole, FrontendKind, NatRow, PrefixRow, PrefixUse, ServiceKey, ServiceRow,
+};
 use sluice_contract::{DropReason, LinkId, Mac, Protocol, Row, ToGuest};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -145,6 +147,19 @@ fn s10_a_service_at_another_nodes_address_has_its_ports_and_no_others() {
     assert_eq!(outside(&mut bench, V4.other_node, 80), Some(17));
     let to = syn(V4.other_node, 81);
     assert_eq!(sent_to(&mut bench, &to), (ip(V4.other_node), 81));
+}
+
+#[test]
+fn s07_a_range_of_services_drops_what_nobody_has_and_nothing_of_another_nodes_pods() {
+    let mut bench = with_peer();
+    bench.commit(&[service(ServiceRow::Prefix(PrefixRow {
+        prefix: prefix("10.0.8.0/21"),
+        purpose: PrefixUse::Services,
+    }))]);
+    let to = |address| packet(16, V4.pods[0], address).udp(unused(), 53).build();
+    let end = bench.send(16, &to("10.0.8.9"));
+    assert_eq!(end.dropped(), DropReason::SvcUnallocated);
+    bench.send(16, &to(REMOTE)).forwarded(UPLINK);
 }
 
 #[test]

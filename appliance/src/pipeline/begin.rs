@@ -71,8 +71,7 @@ impl<O: Observer> Stages<'_, '_, O> {
             if place == Place::Elsewhere {
                 purpose = self.tables.purpose(packet.destination);
             }
-            if purpose == Some(PrefixUse::Services) {
-                // An address of the cluster's Services that nobody has must not wander off to the uplink (row S-07).
+            if purpose == Some(PrefixUse::Services) && self.is_unallocated(packet.destination) {
                 return Err(DropReason::SvcUnallocated.into());
             }
             let own = origin == Origin::Outside && matches!(place, Place::Node { .. });
@@ -163,6 +162,12 @@ impl<O: Observer> Stages<'_, '_, O> {
             }
         }
         chosen
+    }
+
+    /// Whether an address of the cluster's Services is nobody's: it must not wander off to the uplink (row S-07). Pods behind another
+    /// node have theirs, even if they lie in a range that somebody took for the Services'.
+    fn is_unallocated(&self, address: Address) -> bool {
+        self.tables.overlay().remote(address).is_none()
     }
 
     /// An echo request to a Service's address (row S-31).
