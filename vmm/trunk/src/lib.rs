@@ -31,6 +31,8 @@ mod segment;
 #[cfg(test)]
 mod segment_tests;
 mod send;
+#[cfg(test)]
+mod shared_tests;
 pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
