@@ -17,7 +17,6 @@ use sluice_cni::peer;
 
 use crate::cluster::Cluster;
 use crate::config::PodConfig;
-use crate::node::report::LinkReport;
 use crate::node::{Node, NodeError};
 
 /// The version of this interface.
@@ -213,11 +212,11 @@ fn answer(line: &str, node: &Node) -> Result<Value, String> {
         Request::Services => serde_json::to_value(cluster(node)?.services()),
         Request::LinkAdd { pod } => {
             let link = node.add_link(pod).map_err(|e| with_causes(&e))?;
-            serde_json::to_value(LinkReport::from(&link))
+            serde_json::to_value(node.link_report(&link))
         }
         Request::LinkDel { name } => {
             let link = node.remove_link(&name).map_err(|e| with_causes(&e))?;
-            serde_json::to_value(LinkReport::from(&link))
+            serde_json::to_value(node.link_report(&link))
         }
     };
     value.map_err(|e| e.to_string())

@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sluice_cni::capability::{Bandwidth, PortMapping};
@@ -25,14 +24,16 @@ use crate::wiring::Mode;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// KVM where `/dev/kvm` can be used, else TCG.
+    /// KVM where `/dev/kvm` can be used, else a process.
     #[default]
     Auto,
     /// sluice-vmm on KVM.
     Kvm,
+    /// The appliance as a process of its own, without a virtual machine.
+    Process,
     /// QEMU without KVM: slow, works anywhere.
     Tcg,
-    /// Started by somebody else, who connects to the sockets.
+    /// Started by somebody else, who listens on the ports socket and connects to the control socket.
     External,
 }
 
@@ -40,7 +41,7 @@ pub enum Isolation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnStop {
-    /// Nothing: the VMM ends, all links and files go.
+    /// Nothing: the appliance ends, all links and files go.
     #[default]
     TearDown,
     /// Everything: the appliance keeps running and the next daemon takes over.
@@ -114,6 +115,12 @@ pub struct Config {
     /// sluice-vmm; looked for beside sluice-node and in PATH unless given.
     #[serde(default = "vmm")]
     pub vmm: PathBuf,
+    /// sluice-process, for `process`; looked for in the same places.
+    #[serde(default = "process")]
+    pub process: PathBuf,
+    /// sluice-trunk, which moves frames for QEMU; looked for in the same places.
+    #[serde(default = "trunk")]
+    pub trunk: PathBuf,
     /// QEMU, for `tcg`.
     #[serde(default = "qemu")]
     pub qemu: PathBuf,
@@ -132,9 +139,6 @@ pub struct Config {
     /// linked; 1500 without an uplink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
-    /// Longest time in microseconds that the trunk polls before it sleeps.
-    #[serde(default = "poll_us")]
-    pub poll_us: u32,
     #[serde(default)]
     pub on_stop: OnStop,
     #[serde(default)]
@@ -215,6 +219,14 @@ fn vmm() -> PathBuf {
     "sluice-vmm".into()
 }
 
+fn process() -> PathBuf {
+    "sluice-process".into()
+}
+
+fn trunk() -> PathBuf {
+    "sluice-trunk".into()
+}
+
 fn qemu() -> PathBuf {
     "qemu-system-x86_64".into()
 }
@@ -230,10 +242,6 @@ fn memory_mib() -> u32 {
 fn node_name() -> String {
     let name = nix::unistd::gethostname().unwrap_or_default();
     name.to_string_lossy().to_lowercase()
-}
-
-fn poll_us() -> u32 {
-    40
 }
 
 /// Why a configuration is refused.
@@ -372,11 +380,6 @@ impl Config {
 
     /// The MTU of pods that nothing else decides.
     pub const PLAIN_MTU: u16 = 1500;
-
-    /// The longest poll of the trunk.
-    pub fn polling(&self) -> Duration {
-        Duration::from_micros(self.poll_us.into())
-    }
 }
 
 impl PodConfig {
@@ -496,8 +499,8 @@ mod tests {
             (with_pods(&pod("\"netns\"", "\"netnss\"")), "netnss"),
             (Config::parse(r#"{"image": "i", "mut": 1}"#, false), "mut"),
             (
-                Config::parse(r#"{"image": "i", "isolation": "process"}"#, false),
-                "process",
+                Config::parse(r#"{"image": "i", "isolation": "hypervisor"}"#, false),
+                "hypervisor",
             ),
             (
                 Config::parse(r#"{"image": "i", "source": {"directroy": "/m"}}"#, false),

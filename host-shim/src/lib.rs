@@ -3,6 +3,7 @@
 
 pub mod announce;
 pub mod api;
+pub mod appliance;
 pub mod cluster;
 pub mod cni;
 pub mod config;

@@ -1,6 +1,6 @@
 //! `sluice-node` and `sluice` as processes: what they bring up, keep, and leave. Needs root and network namespaces.
 //!
-//! The VMM is `external`: this test plays the guest on the control socket. The path through a real machine is shown in the lab.
+//! The appliance is `external`: this test plays the guest on the control socket. The path through a real machine is shown in the lab.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panic")]
 
 use std::collections::BTreeSet;
@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use sluice_contract::{Key, LinkId, VERSION};
 use sluice_host::api::{self, Request};
 use sluice_host::control::testing::Guest;
 use sluice_host::node::report::LinkReport;
+use sluice_host::wiring::netlink::{Netlink, Redirect};
 use sluice_host::wiring::testing::{Namespace, namespaces};
 
 /// A node in a namespace of its own, with two pods.
@@ -272,7 +274,7 @@ fn way_to(host: &Namespace, to: &str) -> Result<String, io::ErrorKind> {
 }
 
 #[test]
-fn without_the_daemon_the_host_sends_nothing_to_pods_and_services_by_its_other_routes() {
+fn without_the_tap_the_host_sends_nothing_to_pods_and_services_by_its_other_routes() {
     // By family: the node, another address of the host's with the default route, a pod elsewhere, a Service, outside.
     const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
     const INSIDE: [&str; 4] = ["10.244.9.9", "10.96.0.1", "fd44:9::9", "fd96::1"];
@@ -322,9 +324,19 @@ fn without_the_daemon_the_host_sends_nothing_to_pods_and_services_by_its_other_r
         }
         daemon.signal(Signal::SIGKILL);
         daemon.end();
-        assert!(!lab.host.interfaces().contains("sluice0"));
+        // The appliance goes on without its daemon, and so does the way to it.
+        assert!(lab.host.interfaces().contains("sluice0"));
         for to in INSIDE {
-            assert_eq!(way_to(&lab.host, to), unreachable, "{to} after a kill");
+            let own = NODE[usize::from(to.contains(':'))];
+            assert_eq!(
+                way_to(&lab.host, to).as_deref(),
+                Ok(own),
+                "{to} after a kill"
+            );
+        }
+        ip("link del sluice0");
+        for to in INSIDE {
+            assert_eq!(way_to(&lab.host, to), unreachable, "{to} without the tap");
         }
         for (to, own) in OUTSIDE.into_iter().zip(NODE) {
             assert_eq!(way_to(&lab.host, to).as_deref(), Ok(own), "{to}");
@@ -340,13 +352,155 @@ fn without_the_daemon_the_host_sends_nothing_to_pods_and_services_by_its_other_r
             "{four}{six}"
         );
         daemon.stop();
-        let left = match on_stop {
-            "leave" => unreachable.clone(),
-            _ => Ok(NODE[0].to_owned()),
-        };
-        assert_eq!(way_to(&lab.host, INSIDE[1]), left, "{on_stop}");
+        let stays = lab.host.interfaces().contains("sluice0");
+        assert_eq!(stays, on_stop == "leave");
     }
+    assert_eq!(way_to(&lab.host, INSIDE[1]).as_deref(), Ok(NODE[0]));
     assert_eq!(routes().concat(), "");
+    ip("link del card");
+    lab.assert_nothing_is_left();
+}
+
+/// What there is of the node's own taps and of what hangs on them.
+#[derive(Debug, PartialEq, Eq)]
+struct Ways {
+    taps: Vec<u32>,
+    /// Of what comes in on the uplink's tap, and how many of what comes in on the card.
+    redirects: Vec<Redirect>,
+    of_card: usize,
+    routes: [String; 2],
+    rules: String,
+    neighbors: String,
+}
+
+fn ways(host: &Namespace) -> Ways {
+    let ip = |arguments: &str| {
+        let output = host.run(|| Command::new("ip").args(arguments.split(' ')).output());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (taps, redirects, of_card) = host.run(|| {
+        let mut netlink = Netlink::open()?;
+        let [uplink, own] = [netlink.index("sluplink")?, netlink.index("sluice0")?];
+        let card = netlink.index("card")?;
+        let redirects = netlink.redirects(uplink)?;
+        let of_card = netlink.redirects(card)?;
+        let to_us = of_card
+            .iter()
+            .filter(|it| it.to == uplink && it.set().is_some());
+        Ok((vec![uplink, own], redirects, to_us.count()))
+    });
+    Ways {
+        taps,
+        redirects,
+        of_card,
+        // Whether the tap has a carrier is for the appliance's process, of which there is none here.
+        routes: ["-4", "-6"]
+            .map(|family| ip(&format!("{family} route show dev sluice0")).replace(" linkdown", "")),
+        rules: ip("rule show"),
+        neighbors: ip("neigh show dev sluice0"),
+    }
+}
+
+#[test]
+fn p04_uplink_and_host_link_survive_a_killed_daemon_and_the_next_changes_what_is_wrong_alone() {
+    let Some(lab) = Lab::new("ways", "veth") else {
+        return;
+    };
+    let ip = |arguments: &str| {
+        let done = lab
+            .host
+            .run(|| Command::new("ip").args(arguments.split(' ')).status());
+        assert!(done.success(), "ip {arguments}");
+    };
+    for command in [
+        "link set lo up",
+        "link add card type veth peer name far",
+        "link set far up",
+        "link set card up",
+        "addr add 192.0.2.1/24 dev card",
+    ] {
+        ip(command);
+    }
+    let mut pod = lab.pod(0);
+    pod["host_ports"] = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let config = |ranges: &[&str], on_stop: &str| {
+        json!({
+            "pods": [pod],
+            "on_stop": on_stop,
+            "uplink": {"interface": "card", "pods": ["10.77.0.0/24"]},
+            "host_link": {"addresses": ["192.0.2.1"], "routes": ranges},
+        })
+    };
+    let ranges = ["10.77.0.0/16", "10.96.0.0/12"];
+    let daemon = lab.start_with(&config(&ranges, "leave"), Stdio::piped);
+    lab.status();
+    let before = ways(&lab.host);
+    assert!(
+        before.of_card > 10 && before.redirects.len() == 1,
+        "{before:#?}"
+    );
+    assert!(before.rules.contains("dport 8080"), "{before:#?}");
+    assert_eq!(
+        before.routes[0].matches("src 192.0.2.1").count(),
+        2,
+        "{before:#?}"
+    );
+    daemon.signal(Signal::SIGKILL);
+    daemon.end();
+    assert_eq!(ways(&lab.host), before);
+
+    // At no moment of the next daemon's start is any of it missing.
+    let watched = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut looks = 0;
+            while watched.load(Ordering::Acquire) {
+                let now = ways(&lab.host);
+                assert!(now.of_card >= before.of_card, "{now:#?}");
+                let now = Ways {
+                    of_card: before.of_card,
+                    ..now
+                };
+                assert_eq!(now, before);
+                looks += 1;
+            }
+            looks
+        });
+        let daemon = lab.start_with(&config(&ranges, "leave"), Stdio::piped);
+        lab.status();
+        daemon.stop();
+        watched.store(false, Ordering::Release);
+        assert!(watch.join().unwrap() > 3);
+    });
+    assert_eq!(ways(&lab.host), before);
+
+    // What somebody broke is whole again, and a range that is no longer the cluster's is given back.
+    ip("link set sluice0 down");
+    lab.host.run(|| {
+        let mut netlink = Netlink::open()?;
+        let card = netlink.index("card")?;
+        netlink.unredirect(card)
+    });
+    let daemon = lab.start_with(&config(&ranges[1..], "tear_down"), Stdio::piped);
+    lab.status();
+    let now = ways(&lab.host);
+    assert_eq!((now.of_card, &now.taps), (before.of_card, &before.taps));
+    assert_eq!(
+        now.routes[0].matches("src 192.0.2.1").count(),
+        1,
+        "{now:#?}"
+    );
+    daemon.stop();
+    let left = lab.host.run(|| {
+        let mut netlink = Netlink::open()?;
+        let card = netlink.index("card")?;
+        netlink.redirects(card)
+    });
+    assert_eq!(left, []);
+    let rules = lab
+        .host
+        .run(|| Command::new("ip").args(["rule", "show"]).output());
+    assert!(!String::from_utf8(rules.stdout).unwrap().contains("8080"));
     ip("link del card");
     lab.assert_nothing_is_left();
 }
@@ -361,7 +515,7 @@ fn pod_that_left_the_configuration_loses_its_link_and_a_broken_link_is_made_anew
     daemon.signal(Signal::SIGKILL);
     daemon.end();
     lab.host.run(|| {
-        let mut host = sluice_host::wiring::netlink::Netlink::open()?;
+        let mut host = Netlink::open()?;
         let index = host.index("slv16")?;
         host.delete(index)
     });

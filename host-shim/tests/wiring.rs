@@ -18,8 +18,8 @@ use sluice_contract::{LinkId, Mac};
 use sluice_host::wiring::netns::Netns;
 use sluice_host::wiring::testing::{Namespace, namespaces};
 use sluice_host::wiring::{LinkSpec, Mode};
-use sluice_trunk::features::Offloads;
-use sluice_trunk::tap;
+use sluice_ports::offloads::Offloads;
+use sluice_ports::tap;
 
 fn spec(pod: &Namespace, id: u16, mode: Mode) -> LinkSpec {
     let id = LinkId::new(id).unwrap();
@@ -210,7 +210,7 @@ fn w11_taps_outlive_their_owner_and_are_attached_again_by_name() {
         assert!(a.interfaces().contains("eth0"));
         let taps = host.run(|| {
             Ok(specs.each_ref().map(|s| {
-                let tap = s.attach().unwrap();
+                let tap = s.attach(None).unwrap();
                 tap::set_offloads(std::os::fd::AsFd::as_fd(&tap), Offloads::ALL).unwrap();
                 (tap, s.mac)
             }))
@@ -309,12 +309,12 @@ fn a_path_that_leads_to_another_namespace_is_not_the_pods() {
             netns: b.path.clone(),
             ..link.clone()
         };
-        let error = host.run(|| Ok(moved.attach().unwrap_err()));
+        let error = host.run(|| Ok(moved.attach(None).unwrap_err()));
         assert_eq!(error.source.kind(), io::ErrorKind::NotFound, "{error}");
         host.run(|| moved.remove().map_err(io::Error::other));
         assert!(b.interfaces().contains("eth0"), "the other pod's is left");
         host.run(|| {
-            link.attach().map(drop).or_else(|error| match mode {
+            link.attach(None).map(drop).or_else(|error| match mode {
                 // Its pair went with the host's end.
                 Mode::Veth => Ok(()),
                 Mode::Tap => Err(io::Error::other(error)),
@@ -336,7 +336,7 @@ fn link_whose_namespace_is_gone_is_removed_all_the_same() {
         drop(a);
         host.run(|| link.remove().map_err(io::Error::other));
         assert_eq!(host.interfaces(), BTreeSet::from(["lo".to_owned()]));
-        let error = host.run(|| Ok(link.attach().unwrap_err()));
+        let error = host.run(|| Ok(link.attach(None).unwrap_err()));
         assert!(error.to_string().contains("namespace"), "{error}");
     }
 }

@@ -352,26 +352,54 @@ pub fn killed_vmm_comes_back(lab: &mut Lab) -> Result<String> {
     ))
 }
 
-/// `kill -9` of the node daemon: a new one finds the taps, the pods go on.
+/// `kill -9` of the node daemon: the pods go on as if nothing had happened, without a daemon and with the next.
 ///
 /// # Errors
-/// If the pods do not reach each other again or the VMM had to be replaced.
+/// If a ping is lost, the pod's carrier changes, or the VMM is another one afterwards.
 pub fn killed_node_finds_its_taps(lab: &mut Lab) -> Result<String> {
     let vmm = vmm_pid(lab)?;
+    let (a, b) = pods(lab)?;
+    let carrier = ["cat", "/sys/class/net/eth0/carrier_changes"];
+    let changes = a.netns.run(&carrier)?;
+    let mut words = a.netns.command("ping");
+    words.args(["-n", "-q", "-i", "0.001", "-W", "2", &b.v4.to_string()]);
+    let log = lab.run_dir().join("ping.log");
+    words.stdout(std::fs::File::create(&log)?);
+    let mut pinging = Running::start("ping", &mut words)?;
+    std::thread::sleep(Duration::from_millis(300));
     let node = lab.node().context("no node")?;
     node.signal(Signal::SIGKILL);
     node.wait()?;
     lab.forget_node();
-    let killed = Instant::now();
+    // Nobody looks after the appliance for a while.
+    std::thread::sleep(Duration::from_millis(300));
+    let restarted = Instant::now();
     lab.start_node()?;
-    let back = killed.elapsed();
+    let back = restarted.elapsed();
+    std::thread::sleep(Duration::from_millis(300));
+    pinging.signal(Signal::SIGINT);
+    pinging.wait()?;
+    let (sent, received) = counts(&std::fs::read_to_string(&log)?)?;
+    std::fs::remove_file(&log)?;
     ensure!(
         vmm_pid(lab)? == vmm,
         "the VMM was replaced although it was alive"
     );
+    // The last one may have been under way when ping was ended.
+    ensure!(
+        sent > 100 && sent - received <= 1,
+        "{} of {sent} pings were lost",
+        sent - received
+    );
+    let (a, _) = pods(lab)?;
+    let now = a.netns.run(&carrier)?;
+    ensure!(
+        now == changes,
+        "the pod's carrier changed: {changes} → {now}"
+    );
     pods_ping_each_other(lab)?;
     Ok(format!(
-        "healthy again after {} ms with VMM {vmm} untouched",
+        "{received} of {sent} pings at 1 ms answered, carrier unchanged, healthy {} ms after the restart with VMM {vmm} untouched",
         back.as_millis()
     ))
 }

@@ -7,9 +7,13 @@ use crate::netns::Netns;
 use crate::traffic;
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -345,20 +349,23 @@ impl Lab {
 }
 
 impl Lab {
-    /// Ends the VMM that a daemon left behind, because it was told to or killed.
+    /// The appliance's process, whether a daemon looks after it or not: whoever listens on its ports socket.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn appliance(&self) -> Result<Pid> {
+        let kind = SockType::SeqPacket;
+        let socket = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        let path = self.run_dir().join("ports.sock");
+        connect(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
+        let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
+        Ok(Pid::from_raw(peer.pid()))
+    }
+
+    /// Ends the process that a daemon left behind, because it was told to or killed.
     fn end_left_appliance(&self) {
-        let Ok(record) = std::fs::read(self.run_dir().join("vmm.json")) else {
-            return;
-        };
-        let record: Value = serde_json::from_slice(&record).unwrap_or_default();
-        let Some(pid) = record["pid"].as_i64().and_then(|it| i32::try_from(it).ok()) else {
-            return;
-        };
-        // A number that another process has by now is not ended.
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let ours = self.run_dir().display().to_string();
-        if String::from_utf8_lossy(&command).contains(&ours) {
-            let _gone_already = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        if let Ok(pid) = self.appliance() {
+            let _gone_already = kill(pid, Signal::SIGKILL);
         }
     }
 }

@@ -64,7 +64,11 @@ fn processes() -> Vec<String> {
             let program = line.split(' ').next()?.rsplit('/').next()?.to_owned();
             let ours = matches!(
                 program.as_str(),
-                "sluice-node" | "sluice-vmm" | "qemu-system-x86_64"
+                "sluice-node"
+                    | "sluice-vmm"
+                    | "sluice-process"
+                    | "sluice-trunk"
+                    | "qemu-system-x86_64"
             );
             ours.then(|| format!("process {pid} {}", line.trim()))
         })

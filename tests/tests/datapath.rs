@@ -56,24 +56,28 @@ fn idle_node_costs_nothing() {
 }
 
 #[test]
-fn the_node_says_which_cores_its_trunk_takes() {
+fn the_node_says_which_thread_moves_its_frames_and_why() {
     need!(
-        "the_node_says_which_cores_its_trunk_takes",
+        "the_node_says_which_thread_moves_its_frames_and_why",
         Root,
         Kvm,
         Tool("ip")
     );
     let lab = Lab::start(&Plan::default()).expect("a node");
-    let cores = std::thread::available_parallelism().expect("cores").get();
     let status = lab.status().expect("status");
-    let seat = status["trunk"]["seat"].as_str().expect("a seat");
-    let is_placed = ["apart", "shared"].contains(&seat);
-    // With one core, or more than three, the scheduler is left alone.
-    assert_eq!(
-        is_placed,
-        (2..=3).contains(&cores),
-        "{seat} of {cores} cores"
+    let trunk = &status["trunk"];
+    let drive = trunk["drive"].as_str().expect("a thread");
+    assert!(["apart", "inline"].contains(&drive), "{trunk:#}");
+    assert!(
+        trunk["drive_reason"]
+            .as_str()
+            .is_some_and(|why| !why.is_empty()),
+        "{trunk:#}"
     );
+    assert_eq!(trunk["ports"], 2, "{trunk:#}");
+    assert!(trunk["exit_nanos"].is_u64(), "{trunk:#}");
+    let isolates = status["machine"]["isolates"].as_str();
+    assert_eq!(isolates, Some("a virtual machine"));
 }
 
 #[test]

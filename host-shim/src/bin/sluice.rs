@@ -291,7 +291,12 @@ fn status(answer: &Value) -> io::Result<String> {
     }
     line(
         "isolation",
-        format!("{} ({})", at("/machine/isolation"), at("/machine/why")),
+        format!(
+            "{}: {} ({})",
+            at("/machine/isolation"),
+            at("/machine/isolates"),
+            at("/machine/why")
+        ),
     );
     let adopted = if at("/machine/adopted") == "true" {
         ", adopted"
@@ -299,15 +304,22 @@ fn status(answer: &Value) -> io::Result<String> {
         ""
     };
     line(
-        "vmm",
+        "process",
         format!(
-            "pid {}{adopted}, up {} ms, {} restarts, log {}",
+            "{}, pid {}{adopted}, up {} ms, {} restarts, log {}",
+            at("/machine/program"),
             at("/machine/pid"),
             at("/machine/uptime_ms"),
             at("/machine/restarts"),
             at("/machine/log"),
         ),
     );
+    if let Some(reason) = answer
+        .pointer("/machine/cgroup_problem")
+        .and_then(Value::as_str)
+    {
+        line("", format!("shares the daemon's control group: {reason}"));
+    }
     if answer
         .pointer("/machine/last_ending")
         .is_some_and(|e| !e.is_null())
@@ -367,13 +379,15 @@ fn status(answer: &Value) -> io::Result<String> {
     line(
         "trunk",
         format!(
-            "serving {}, features {}, {} calls, {} sleeps, {} starved, seat {}",
+            "serving {}, {} ports, features {}, {} calls, {} sleeps, {} starved; frames moved {}: {}",
             at("/trunk/serving"),
+            at("/trunk/ports"),
             at("/trunk/features"),
             at("/trunk/calls"),
             at("/trunk/sleeps"),
             at("/trunk/starved"),
-            at("/trunk/seat"),
+            at("/trunk/drive"),
+            at("/trunk/drive_reason"),
         ),
     );
     line(

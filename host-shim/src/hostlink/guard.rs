@@ -1,6 +1,6 @@
 //! Unreachable routes for the ranges of pods and Services, behind those to the tap.
 //!
-//! The tap and its routes end with the daemon. What the host then sends to a pod or a Service would
+//! Where the tap is removed, its routes go with it. What the host then sends to a pod or a Service would
 //! follow the default route, in clear, to whoever answers there. These routes stay: they are worse than
 //! any other of the same range, so they count only when the tap is not there.
 

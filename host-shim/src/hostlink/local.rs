@@ -45,22 +45,29 @@ pub(crate) struct LocalPorts {
 }
 
 impl LocalPorts {
-    /// None yet; what an earlier life left is taken away.
+    /// Those of an earlier life, which stay in use until others are wanted; of an earlier version, which are not understood, none.
     ///
     /// # Errors
     /// As the kernel says.
-    pub(super) fn new(addresses: &[IpAddr], netlink: &mut Netlink) -> io::Result<Self> {
-        let none = Self {
+    pub(super) fn adopt(addresses: &[IpAddr], netlink: &mut Netlink) -> io::Result<Self> {
+        let mut ports = Self {
             addresses: addresses.to_vec(),
             present: BTreeSet::new(),
         };
-        for family in none.families() {
+        for family in ports.families() {
             for rule in rules_at(netlink, family, OURS)? {
-                netlink.delete_rule(rule)?;
+                match port_of(&rule) {
+                    Some(port) => drop(ports.present.insert(port)),
+                    None => netlink.delete_rule(rule)?,
+                }
             }
         }
-        none.give_back(netlink)?;
-        Ok(none)
+        match ports.present.is_empty() {
+            true => ports.give_back(netlink)?,
+            // The tap may be another, and a life that was killed may not have come so far.
+            false => ports.make_room(netlink)?,
+        }
+        Ok(ports)
     }
 
     /// The addresses at which they are served.
@@ -175,6 +182,32 @@ fn port_rule(port: &LocalPort) -> RuleMessage {
         RuleAttribute::DestinationPortRange(range),
     ]);
     rule
+}
+
+/// The port of a rule, if it is one that [`port_rule`] makes.
+fn port_of(rule: &RuleMessage) -> Option<LocalPort> {
+    let mut port = LocalPort {
+        address: IpAddr::from([0; 4]),
+        protocol: 0,
+        port: 0,
+    };
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Destination(address) => port.address = *address,
+            RuleAttribute::IpProtocol(protocol) => {
+                port.protocol = u8::try_from(i32::from(*protocol)).ok()?;
+            }
+            RuleAttribute::DestinationPortRange(range) => port.port = range.start,
+            _ => {}
+        }
+    }
+    let made = port_rule(&port);
+    // The kernel tells more of a rule than it was given.
+    let is_whole = made
+        .attributes
+        .iter()
+        .all(|it| rule.attributes.contains(it));
+    (is_whole && made.header.dst_len == rule.header.dst_len).then_some(port)
 }
 
 /// The rules at that place. The kernel does not say the priority 0.

@@ -2,7 +2,8 @@
 //! address translation on the host.
 //!
 //! The host routes the cluster's ranges to the tap, with the node's own address as source. It needs to ask nobody for a MAC: the
-//! appliance's is known beforehand. Tap, routes and neighbors end with the daemon; the ranges are then unreachable (`guard`).
+//! appliance's is known beforehand. Tap, routes and neighbors outlive the daemon; where somebody removes them, the ranges are
+//! unreachable (`guard`).
 
 pub mod config;
 mod guard;
@@ -21,7 +22,7 @@ use self::config::HostLinkConfig;
 pub(crate) use self::local::{LocalPort, LocalPorts};
 use crate::wiring::netlink::{Change, GatewayRoute, Netlink};
 use crate::wiring::netns::set_sysctl;
-use sluice_trunk::tap;
+use sluice_ports::tap;
 
 /// The tap.
 pub const TAP: &str = "sluice0";
@@ -44,31 +45,41 @@ fn failed<S: Into<String>>(step: S) -> impl FnOnce(io::Error) -> HostLinkError {
     move |source| HostLinkError { step, source }
 }
 
-/// Makes the tap and the routes: the tap for the trunk's link 2, the row by which the appliance knows it, and the ports of the
-/// node that its own programs find there: none yet.
+/// Makes the tap and the routes, or adopts those that are there: the tap for the trunk's link 2, the row by which the appliance
+/// knows it, and the ports of the node that its own programs find there. Whatever is as it should be is left alone. `found`: the
+/// tap's descriptor, if a process has it still.
 ///
 /// # Errors
-/// The step that failed; what was made before goes with the tap.
+/// The step that failed; a tap that was made here goes again, and with it all else.
 pub(crate) fn make(
     config: &HostLinkConfig,
     mtu: u16,
+    found: Option<File>,
 ) -> Result<(File, Row, LocalPorts), HostLinkError> {
     let mut netlink = Netlink::open().map_err(failed("open netlink"))?;
-    let tap = tap::attach(TAP).map_err(failed("make the tap"))?;
-    let index = netlink.index(TAP).map_err(failed("find the tap"))?;
+    let before = netlink.interface(TAP).map_err(failed("look for the tap"))?;
+    // One that was removed meanwhile has a descriptor that leads nowhere.
+    let found = found.filter(|_| before.is_some());
+    let tap = found.map_or_else(|| tap::attach(TAP), Ok);
+    let tap = tap.map_err(failed("make the tap"))?;
+    let now = netlink.interface(TAP).map_err(failed("find the tap"))?;
+    let now = now.unwrap_or_default();
+    let index = now.index;
     calm().map_err(failed("set the tap's sysctls"))?;
     let change = Change {
-        up: true,
-        mtu: Some(mtu),
-        mac: Some(OWN),
+        up: !now.up,
+        mtu: Some(mtu).filter(|mtu| *mtu != now.mtu),
+        // A change makes the kernel forget the neighbors, even to the same.
+        mac: Some(OWN).filter(|mac| *mac != now.mac),
         ..Change::default()
     };
     netlink
         .change(index, &change)
         .map_err(failed("set up the tap"))?;
-    netlink
-        .add_address_in(index, UNSAID.into(), AddressScope::Link)
-        .map_err(failed("give the tap an address"))?;
+    match netlink.add_address_in(index, UNSAID.into(), AddressScope::Link) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        outcome => outcome.map_err(failed("give the tap an address"))?,
+    }
     let appliance = NodeRow::default();
     let gateways: [IpAddr; 2] = [appliance.gateway4.into(), appliance.gateway6.into()];
     for gateway in gateways {
@@ -88,6 +99,7 @@ pub(crate) fn make(
     });
     let ranges = config.ranges().into_iter();
     let ranges = ranges.map(|range| ((range.address(), range.length()), None));
+    let mut wanted = Vec::new();
     for (to, table) in ranges.chain(own) {
         let v4 = to.0.is_ipv4();
         let of_family = |address: &&IpAddr| address.is_ipv4() == v4;
@@ -107,9 +119,15 @@ pub(crate) fn make(
         netlink
             .add_gateway_route(index, &route)
             .map_err(failed(format!("route {}/{} to the tap", to.0, to.1)))?;
+        wanted.push((to, table));
     }
-    let ports = LocalPorts::new(&config.addresses, &mut netlink)
-        .map_err(failed("take away the rules of an earlier life"))?;
+    netlink
+        .keep_gateway_routes(index, &wanted)
+        .map_err(failed("take away the routes of an earlier life"))?;
+    let ports = LocalPorts::adopt(&config.addresses, &mut netlink)
+        .map_err(failed("look at the rules of an earlier life"))?;
+    // Last: until here closing the descriptor removes the tap, unless it was there before.
+    tap::set_persistent(&tap, true).map_err(failed("make the tap persistent"))?;
     tracing::info!(tap = TAP, ranges = config.routes.len(), "host link in use");
     Ok((tap, row(config, mtu), ports))
 }
@@ -123,6 +141,15 @@ pub(crate) fn guard(config: Option<&HostLinkConfig>) -> Result<(), HostLinkError
     Netlink::open()
         .and_then(|mut netlink| guard::set(&mut netlink, &ranges))
         .map_err(failed("make pods and Services unreachable without it"))
+}
+
+/// Removes the tap, and with it the routes and neighbors.
+///
+/// # Errors
+/// As the kernel says.
+pub(crate) fn remove() -> Result<(), HostLinkError> {
+    let removed = Netlink::open().and_then(|mut netlink| netlink.delete_tap(TAP));
+    removed.map_err(failed("remove the tap"))
 }
 
 /// Has the tap take packets of another size; the row by which the appliance knows it.

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::row::LinkRow;
@@ -21,7 +20,6 @@ use crate::config::{PodConfig, parse_mac};
 use crate::files;
 use crate::wiring::netns::{Netns, NetnsId};
 use crate::wiring::{LinkSpec, Mode};
-use sluice_trunk::links::LinkCounters;
 
 /// What is written down of a link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +85,6 @@ impl SavedLink {
 #[derive(Clone, Debug)]
 pub struct Link {
     pub saved: SavedLink,
-    pub counters: Arc<LinkCounters>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -218,10 +215,7 @@ impl LinkTable {
     /// When the file cannot be written: then the link is not in.
     pub fn keep(&mut self, saved: SavedLink) -> Result<Link, LinkError> {
         let id = saved.id;
-        let link = Link {
-            saved,
-            counters: Arc::default(),
-        };
+        let link = Link { saved };
         self.links.insert(id, link.clone());
         if let Err(error) = self.save() {
             self.links.remove(&id);

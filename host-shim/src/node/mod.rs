@@ -1,7 +1,8 @@
-//! The node: trunk, control channel, supervisor and links put together, started and stopped as a whole.
+//! The node: ports, control channel, supervisor and links put together, started and stopped as a whole.
 //!
-//! Order matters at the start. The sockets listen first, so that a VMM of an earlier life finds its way back; the rows are
-//! complete before the control channel speaks, so that no running guest is ever told of fewer pods than there are.
+//! Order matters at the start. The appliance of an earlier life is found first, because it has the taps; the rows are complete
+//! before the control channel speaks, so that no running guest is ever told of fewer pods than there are. The daemon itself moves
+//! no frame.
 
 mod bandwidth;
 pub mod links;
@@ -13,10 +14,10 @@ mod ways;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,34 +30,33 @@ use sluice_contract::{Key, LinkId, Row};
 use sluice_model::object::Name;
 use sluice_model::object::rates::Rates;
 use sluice_model::taint::Observer;
+use sluice_ports::message::PortKind;
+use sluice_ports::offloads::Offloads;
+use sluice_ports::tap;
 
 use self::links::{Link, LinkError, LinkTable, SavedLink};
 use self::ways::Ways;
+use crate::appliance::ports::{PortError, Ports};
 use crate::cluster::{Cluster, pod_name};
 use crate::config::{Config, ConfigError, OnStop, PodConfig};
 use crate::control::{Control, NotInForce};
 use crate::files;
 use crate::hostlink::HostLinkError;
-use crate::supervisor::Supervisor;
 use crate::supervisor::command::Sockets;
+use crate::supervisor::{self, Supervisor, SupervisorError, Usurped};
 use crate::uplink::UplinkError;
 use crate::wiring::WiringError;
-use sluice_trunk::driver::{Command, Driver, DriverCounters, Polling};
-use sluice_trunk::engine::{Engine, TrunkCounters};
-use sluice_trunk::features::{Features, Offloads};
-use sluice_trunk::links::LinkCounters;
-use sluice_trunk::tap;
-use sluice_trunk::vhost::{self, TrunkState};
 
 /// How long a new link may take to be in force before it is taken back.
 const IN_FORCE: Duration = Duration::from_secs(5);
-/// For how long frames wait in the taps for a guest to be configured.
-const HELD: Duration = Duration::from_secs(2);
 /// How long the cluster's source may take to tell of a new pod. With the wait for the appliance it stays below what a
 /// runtime allows an ADD.
 const KNOWN: Duration = Duration::from_secs(4);
 /// How long a removed link may take to be out of force before its tap goes anyway.
 const OUT_OF_FORCE: Duration = Duration::from_secs(1);
+
+/// How long the daemon whose place is taken may need to end.
+const GIVING_WAY: Duration = Duration::from_secs(10);
 
 /// Links that are wired at once: one holds the kernel's lock, one does what needs none.
 const WIRING: usize = 2;
@@ -66,7 +66,7 @@ const WIRING: usize = 2;
 pub enum NodeError {
     #[error("Cannot {step}")]
     Start { step: String, source: io::Error },
-    #[error("Another sluice-node uses {0}")]
+    #[error("Another sluice-node uses {0}: end it, or start this one with --take-over")]
     Taken(PathBuf),
     #[error("Pod {name}")]
     Pod {
@@ -87,8 +87,10 @@ pub enum NodeError {
     NotInForce(#[from] NotInForce),
     #[error("The cluster's source has not said what the pod {0} is, so its policy is not known")]
     NotKnown(String),
-    #[error("The trunk takes no link")]
-    Trunk(#[source] io::Error),
+    #[error("The appliance serves no port")]
+    Port(#[from] PortError),
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
 }
 
 fn cannot<S: Into<String>>(step: S) -> impl FnOnce(io::Error) -> NodeError {
@@ -100,16 +102,16 @@ fn cannot<S: Into<String>>(step: S) -> impl FnOnce(io::Error) -> NodeError {
 #[derive(Debug)]
 pub struct Node {
     config: Config,
-    driver: Driver,
-    driver_counters: Arc<DriverCounters>,
-    trunk: TrunkState,
-    trunk_counters: Arc<TrunkCounters>,
+    ports: Ports,
     control: Control,
     cluster: Option<Cluster>,
     supervisor: Supervisor,
     links: Mutex<LinkTable>,
     ways: Mutex<Ways>,
-    offloads: Offloads,
+    /// What this kernel's taps can do.
+    taps: Offloads,
+    /// Another daemon has the appliance now, and with it everything that is left.
+    gave_way: Arc<AtomicBool>,
     /// The kernel makes interfaces one at a time. Who waits for that here is woken once, not for each of twenty requests.
     wiring: Gate,
     started: Instant,
@@ -126,52 +128,48 @@ impl Node {
     ///
     /// # Errors
     /// The step that failed; what this life made is removed then, unless the configuration says to leave it.
-    pub fn start(config: Config) -> Result<Self, NodeError> {
-        let lock = claim(&config.run_dir)?;
+    pub fn start(config: Config, place: Place) -> Result<Self, NodeError> {
+        let Place { take_over, usurped } = place;
+        // The other daemon sees its connection closed, ends, and gives the run directory up.
+        let line = take_over.then(|| supervisor::take_over(&config)).flatten();
+        let patience = take_over.then_some(GIVING_WAY).unwrap_or_default();
+        let lock = claim(&config.run_dir, patience)?;
         let sockets = Sockets::in_dir(&config.run_dir);
         let (table, saved) = LinkTable::load(&config.run_dir)?;
-        let offloads = tap::probe().map_err(cannot("make a tap"))?;
-        let trunk_counters = Arc::new(TrunkCounters::default());
-        let engine = Engine::new(trunk_counters.clone()).map_err(cannot("watch taps"))?;
-        let driver_counters = Arc::new(DriverCounters::default());
-        let polling = Polling {
-            longest: config.polling(),
-        };
-        let driver = Driver::start(engine, polling, driver_counters.clone());
-        let driver = driver.map_err(cannot("start the trunk"))?;
-        let trunk = TrunkState::default();
-        serve_trunk(&sockets.trunk, offloads, &driver, &trunk)?;
-        let channel = listen(&sockets.control)?;
-        let mailbox = driver.mailbox().clone();
-        mailbox
-            .send(Command::Hold(HELD))
-            .map_err(|e| cannot("hold frames back")(io::Error::other(e)))?;
-        let gate = move |forwards| {
-            let command = if forwards {
-                Command::Release
-            } else {
-                Command::Hold(HELD)
-            };
-            if let Err(error) = mailbox.send(command) {
-                tracing::error!(%error, forwards, "frames are neither held back nor released");
-            }
+        let taps = tap::probe().map_err(cannot("make a tap"))?;
+        let ports = Ports::new().map_err(cannot("look after ports"))?;
+        let gate = {
+            let ports = ports.clone();
+            move |forwards| ports.gate(forwards)
         };
         let control = Control::new(gate).map_err(cannot("start the control channel"))?;
-        let cluster = Cluster::start(&config, &control).map_err(cannot("follow the cluster"))?;
-        let supervisor = Supervisor::start(&config, trunk.clone());
-        let supervisor = supervisor.map_err(cannot("start the supervisor"))?;
+        let gave_way = Arc::new(AtomicBool::new(false));
+        let give_way = {
+            let gave_way = gave_way.clone();
+            move || {
+                gave_way.store(true, Ordering::Release);
+                usurped();
+            }
+        };
+        let supervisor = Supervisor::start(&config, &ports, taps, (line, Box::new(give_way)))?;
+        let stop = |error| {
+            supervisor.stop(config.on_stop == OnStop::TearDown);
+            error
+        };
+        let channel = listen(&sockets.control).map_err(&stop)?;
+        let cluster = Cluster::start(&config, &control)
+            .map_err(cannot("follow the cluster"))
+            .map_err(&stop)?;
         let node = Self {
             config,
-            driver,
-            driver_counters,
-            trunk,
-            trunk_counters,
+            ports,
             control,
             cluster,
             supervisor,
             links: Mutex::new(table),
             ways: Mutex::default(),
-            offloads,
+            taps,
+            gave_way,
             wiring: Gate::new(WIRING),
             started: Instant::now(),
             cni: OnceLock::new(),
@@ -183,10 +181,11 @@ impl Node {
             // What the uplink is like decides the MTU of pods.
             .and_then(|()| node.link_ways())
             .and_then(|()| node.link_configured());
+        node.ports.forget_found();
         let served = linked.and_then(|()| {
-            let state = node.trunk.clone();
+            let admission = node.supervisor.admission();
             node.control
-                .serve(channel, move |pid| state.admits(pid))
+                .serve(channel, move |pid| admission.admits(pid))
                 .map_err(cannot("serve the control channel"))
         });
         if let Err(error) = served {
@@ -209,7 +208,7 @@ impl Node {
 
     /// Whether its end is the end of its links.
     fn tears_down(&self) -> bool {
-        self.config.on_stop == OnStop::TearDown
+        self.config.on_stop == OnStop::TearDown && !self.gave_way.load(Ordering::Acquire)
     }
 
     /// The cluster, if it follows one.
@@ -238,12 +237,11 @@ impl Node {
             }
         }
         self.stop_ways();
-        self.driver.stop();
+        self.ports.close();
         let sockets = Sockets::in_dir(&self.config.run_dir);
-        for path in [&sockets.trunk, &sockets.control] {
-            files::remove(path);
-        }
+        files::remove(&sockets.control);
         if tear_down {
+            files::remove(&sockets.trunk);
             // Whoever opened it before now and locks it afterwards holds a file that has no name; the sockets it then
             // binds are its own all the same.
             files::remove(&self.config.run_dir.join("node.lock"));
@@ -262,10 +260,11 @@ impl Node {
             let wanted = configured || !saved.from_config;
             let link = self.links().keep(saved)?;
             let spec = link.saved.spec();
+            let found = self.ports.found(link.saved.id)?;
             let attached = if wanted {
-                spec.attach()
+                spec.attach(found)
             } else {
-                spec.attach().and_then(|_| not_wanted(&link))
+                not_wanted(&link)
             };
             match attached {
                 Ok(tap) => {
@@ -434,34 +433,22 @@ impl Node {
     }
 
     fn serve(&self, link: &Link, tap: File) -> Result<(), NodeError> {
-        self.add_tap(link.saved.id, tap, link.counters.clone())
+        self.add_tap(link.saved.id, tap)
     }
 
-    fn add_tap(&self, id: LinkId, tap: File, counters: Arc<LinkCounters>) -> Result<(), NodeError> {
-        let id = id.raw();
-        let add = |reply| Command::AddLink {
-            id,
-            tap: OwnedFd::from(tap),
-            counters,
-            reply,
-        };
-        let answer = self.driver.mailbox().ask(add);
-        answer
-            .unwrap_or_else(|error| Err(io::Error::other(error)))
-            .map_err(NodeError::Trunk)
+    fn add_tap(&self, id: LinkId, tap: File) -> Result<(), NodeError> {
+        Ok(self.ports.add(id, PortKind::Tap, tap.into())?)
     }
 
-    /// Takes a link off the trunk, removes its interfaces and forgets it.
+    /// Has the appliance's process forget a link's tap, removes its interfaces and forgets it.
     fn dismantle(&self, link: &Link) -> Result<(), NodeError> {
         let id = link.saved.id;
-        // False when it was never served.
-        let left = self.driver.mailbox().ask(|reply| Command::RemoveLink {
-            id: id.raw(),
-            reply,
-        });
-        if let Err(error) = left {
-            // The command may still be carried out; the interface goes in any case.
-            tracing::error!(%id, %error, "the trunk did not confirm that a link is gone");
+        match self.ports.remove(id) {
+            // Everything is the other daemon's.
+            Err(error @ PortError::TakenOver) => return Err(error.into()),
+            // It may still be carried out; the interface goes in any case.
+            Err(error) => tracing::error!(%id, %error, "it is not confirmed that a port is gone"),
+            Ok(()) => {}
         }
         // What cannot be removed stays written down, for the next life to try.
         link.saved.spec().remove()?;
@@ -482,8 +469,25 @@ fn not_wanted(link: &Link) -> Result<File, WiringError> {
     })
 }
 
-/// Makes the run directory ours alone.
-fn claim(run_dir: &Path) -> Result<Flock<File>, NodeError> {
+/// How a node comes to its place.
+pub struct Place {
+    /// It takes the appliance from a daemon that runs.
+    pub take_over: bool,
+    /// Called when another daemon takes it from this one: the node is to be [stopped](Node::stop) then, and leaves everything.
+    pub usurped: Usurped,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Place");
+        shown
+            .field("take_over", &self.take_over)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes the run directory ours alone; waits so long for a daemon that gives it up.
+fn claim(run_dir: &Path, patience: Duration) -> Result<Flock<File>, NodeError> {
     let step = || cannot(format!("use the run directory {}", run_dir.display()));
     DirBuilder::new()
         .recursive(true)
@@ -492,15 +496,22 @@ fn claim(run_dir: &Path) -> Result<Flock<File>, NodeError> {
         .and_then(|()| own(run_dir))
         .map_err(step())?;
     let path = run_dir.join("node.lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .open(&path);
-    match Flock::lock(file.map_err(step())?, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EAGAIN)) => Err(NodeError::Taken(run_dir.into())),
-        Err((_, error)) => Err(step()(error.into())),
+    let deadline = Instant::now() + patience;
+    loop {
+        // Opened anew each time: a daemon that ends may remove it.
+        let file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&path);
+        match Flock::lock(file.map_err(step())?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, nix::errno::Errno::EAGAIN)) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err((_, nix::errno::Errno::EAGAIN)) => return Err(NodeError::Taken(run_dir.into())),
+            Err((_, error)) => return Err(step()(error.into())),
+        }
     }
 }
 
@@ -540,22 +551,6 @@ pub fn listen(path: &Path) -> Result<UnixListener, NodeError> {
     Ok(listener)
 }
 
-fn serve_trunk(
-    path: &Path,
-    offloads: Offloads,
-    driver: &Driver,
-    trunk: &TrunkState,
-) -> Result<(), NodeError> {
-    let listener = listen(path)?;
-    let (mailbox, trunk) = (driver.mailbox().clone(), trunk.clone());
-    let offered = Features::offered(offloads);
-    let serve = move || vhost::serve(&listener, offered, &mailbox, &trunk);
-    let thread = std::thread::Builder::new()
-        .name("vhost-user".into())
-        .spawn(serve);
-    thread.map(drop).map_err(cannot("serve the trunk"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -565,11 +560,11 @@ mod tests {
         let base = std::env::temp_dir().join(format!("sluice-own-{}", std::process::id()));
         let dir = base.join("run");
         let mode = || fs::metadata(&dir).unwrap().mode() & 0o777;
-        drop(claim(&dir).unwrap());
+        drop(claim(&dir, Duration::ZERO).unwrap());
         assert_eq!(mode(), 0o700);
         // As an earlier version left it.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-        drop(claim(&dir).unwrap());
+        drop(claim(&dir, Duration::ZERO).unwrap());
         assert_eq!(mode(), 0o700);
         let listener = listen(&dir.join("s.sock")).unwrap();
         let socket = fs::metadata(dir.join("s.sock")).unwrap();
@@ -586,7 +581,7 @@ mod tests {
         assert!(refused.contains("link"), "{refused}");
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(&dir, Some(1), None).unwrap();
-            let refused = claim(&dir).unwrap_err();
+            let refused = claim(&dir, Duration::ZERO).unwrap_err();
             let source = std::error::Error::source(&refused).unwrap().to_string();
             assert!(source.contains("belongs to user 1"), "{source}");
         }

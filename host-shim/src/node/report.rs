@@ -3,23 +3,23 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::message::Counter;
 use sluice_contract::report::{CounterId, DropReason};
 use sluice_contract::{Key, LinkId};
+use sluice_ports::drops::HostDrop;
+use sluice_ports::message::Status as PortsStatus;
+use sluice_ports::message::{CarriedCounts, Drive, DropCounts, PortCounters};
 
 use super::Node;
-use super::links::Link;
+use super::links::{Link, SavedLink};
 use super::ways::WayReport;
 use crate::announce::AnnounceReport;
 use crate::cluster::Cluster;
 use crate::cluster::report::ClusterReport;
 use crate::uplink::report::NetworkReport;
-use sluice_trunk::drops::HostDrop;
-use sluice_trunk::links::Carried;
-use sluice_trunk::place::Seat;
 
 /// How long a report waits for the appliance's counters.
 const GUEST_COUNTERS: Duration = Duration::from_millis(500);
@@ -63,33 +63,41 @@ pub struct Status {
     pub guest: Option<BTreeMap<String, u64>>,
 }
 
-/// The trunk.
+/// The trunk, as the appliance's process serves it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct TrunkReport {
+    /// The process answers on its ports socket.
     pub connected: bool,
     /// Both rings are served.
     pub serving: bool,
-    /// Process id of the VMM on the socket.
-    pub pid: Option<i32>,
+    /// How many ports are.
+    pub ports: u16,
+    /// Frames wait in the ports; nothing moves.
+    pub held: bool,
+    pub frozen: bool,
     /// Feature bits the guest accepted.
     pub features: String,
     /// What this kernel's taps can do.
-    pub offloads: Vec<&'static str>,
+    pub offloads: Vec<String>,
+    /// Which thread moves the frames, and why.
+    pub drive: Drive,
+    pub drive_reason: String,
+    /// What it costs to leave the guest and to enter it again, as measured at its start.
+    pub exit_nanos: Option<u32>,
     /// Times the guest was interrupted.
     pub calls: u64,
     /// Steps that moved frames.
     pub busy_steps: u64,
-    /// Times the I/O thread went to sleep.
+    /// Times that thread went to sleep.
     pub sleeps: u64,
-    /// Which cores the trunk's thread takes, seen from the guest's.
-    pub seat: Seat,
     /// Times frames waited in the taps for the guest.
     pub starved: u64,
     /// Rings stopped because the guest broke them.
     pub broken: u64,
 }
 
-/// Milliseconds from the VMM's start; absent when an earlier daemon started it or it has not come so far.
+/// Milliseconds from the start of the appliance's process; absent when it has not come so far, the first also when an earlier
+/// daemon started it.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct StartTimes {
     pub to_configured_ms: Option<f64>,
@@ -135,20 +143,18 @@ pub struct DropReport {
     pub meaning: String,
 }
 
-impl From<&Carried> for CarriedReport {
-    fn from(carried: &Carried) -> Self {
-        let Carried { frames, bytes, gso } = carried;
-        Self {
-            frames: frames.value(),
-            bytes: bytes.value(),
-            gso: gso.value(),
-        }
+impl From<CarriedCounts> for CarriedReport {
+    fn from(carried: CarriedCounts) -> Self {
+        let CarriedCounts { frames, bytes, gso } = carried;
+        Self { frames, bytes, gso }
     }
 }
 
-impl From<&Link> for LinkReport {
-    fn from(link: &Link) -> Self {
-        let (saved, counters) = (&link.saved, &link.counters);
+impl LinkReport {
+    /// A link and the counters of its port; without, nothing is counted.
+    pub(crate) fn new(saved: &SavedLink, counters: Option<&PortCounters>) -> Self {
+        let none = PortCounters::default();
+        let counters = counters.unwrap_or(&none);
         Self {
             id: saved.id.raw(),
             pod: saved.pod.name.clone(),
@@ -158,15 +164,23 @@ impl From<&Link> for LinkReport {
             mac: saved.mac.to_string(),
             mtu: saved.mtu,
             wiring: saved.wiring,
-            from_pod: (&counters.to_guest).into(),
-            to_pod: (&counters.from_guest).into(),
-            drops: counters
-                .drops
-                .seen()
-                .map(|(r, n)| (r.name().to_owned(), n))
-                .collect(),
+            from_pod: counters.to_guest.into(),
+            to_pod: counters.from_guest.into(),
+            drops: named_drops(&counters.drops),
         }
     }
+}
+
+/// Drops by the name of their reason. One that this daemon does not know has its number for a name.
+pub(super) fn named_drops(counts: &DropCounts) -> BTreeMap<String, u64> {
+    let name = |code| match HostDrop::from_code(code) {
+        Some(reason) => reason.name().to_owned(),
+        None => format!("reason_{code}"),
+    };
+    counts
+        .iter()
+        .map(|(code, count)| (name(*code), *count))
+        .collect()
 }
 
 impl Node {
@@ -174,11 +188,14 @@ impl Node {
     pub fn status(&self) -> Status {
         let machine = self.supervisor.status();
         let control = self.control.status();
-        let trunk = self.trunk_report();
+        let ports = self.ports.status();
+        let first_sent = ports.as_ref().and_then(|it| it.first_sent_micros);
+        let counters = self.ports.counters();
+        let trunk = self.trunk_report(ports);
         let mut problems = Vec::new();
         problems.extend(machine.problem.clone());
         if machine.pid.is_none() && machine.isolation != "external" {
-            problems.push("No VMM is running".into());
+            problems.push("No appliance is running".into());
         }
         if !trunk.serving {
             problems.push("The appliance does not serve the trunk".into());
@@ -205,10 +222,10 @@ impl Node {
             network: self.network_report(),
             announce: self.announce_report(),
             pod_mtu: self.pod_mtu(),
-            start: self.start_times(),
-            links: self.link_reports(),
-            uplink: self.way_report(LinkId::UPLINK),
-            host_link: self.way_report(LinkId::HOST),
+            start: self.start_times(first_sent),
+            links: self.links_with(&counters),
+            uplink: self.way_report(LinkId::UPLINK, &counters),
+            host_link: self.way_report(LinkId::HOST, &counters),
             cni: self.cni.get().map(|it| it.report()).unwrap_or_default(),
             guest: self.guest_counters().map(|counters| by_name(&counters)),
             machine,
@@ -225,7 +242,7 @@ impl Node {
         ))
     }
 
-    /// Why no pod can be served now, if so. Asks nobody: cheap.
+    /// Why no pod can be served now, if so. Does not ask the guest: cheap.
     pub fn appliance_problem(&self) -> Option<String> {
         let control = self.control.status();
         if !control.connected {
@@ -234,8 +251,7 @@ impl Node {
         if let Some(problem) = control.problem {
             return Some(problem);
         }
-        let is_serving = self.trunk.peer().is_some_and(|peer| peer.serving);
-        (!is_serving).then(|| "The appliance does not serve the trunk".into())
+        (!self.ports.are_served()).then(|| "The appliance does not serve the trunk".into())
     }
 
     /// Why the appliance does not have a link, if so.
@@ -250,25 +266,33 @@ impl Node {
 
     /// All links.
     pub fn link_reports(&self) -> Vec<LinkReport> {
-        self.links().all().map(LinkReport::from).collect()
+        self.links_with(&self.ports.counters())
+    }
+
+    /// One of them.
+    pub fn link_report(&self, link: &Link) -> LinkReport {
+        let id = link.saved.id.raw();
+        LinkReport::new(&link.saved, self.ports.counters().get(&id))
+    }
+
+    fn links_with(&self, counters: &BTreeMap<u16, PortCounters>) -> Vec<LinkReport> {
+        let links = self.links();
+        let report = |link: &Link| {
+            let id = link.saved.id.raw();
+            LinkReport::new(&link.saved, counters.get(&id))
+        };
+        links.all().map(report).collect()
     }
 
     /// Every way in which packets ended, on the host and in the appliance; absent when the appliance does not answer.
     pub fn drop_reports(&self) -> Vec<DropReport> {
-        let mut reports: Vec<_> = self
-            .trunk_counters
-            .drops
-            .seen()
-            .map(|d| on_host(None, d))
-            .collect();
+        let status = self.ports.status().unwrap_or_default();
+        let mut reports: Vec<_> = on_host(None, &status.drops).collect();
+        let counters = self.ports.counters();
         for link in self.links().all() {
-            let pod = &link.saved.pod.name;
-            reports.extend(
-                link.counters
-                    .drops
-                    .seen()
-                    .map(|d| on_host(Some(pod.clone()), d)),
-            );
+            if let Some(port) = counters.get(&link.saved.id.raw()) {
+                reports.extend(on_host(Some(&link.saved.pod.name), &port.drops));
+            }
         }
         let guest = self.guest_counters().unwrap_or_default();
         let dropped = guest.iter().filter_map(|counter| match counter.id {
@@ -283,58 +307,63 @@ impl Node {
         self.control.counters(GUEST_COUNTERS)
     }
 
-    fn trunk_report(&self) -> TrunkReport {
-        let peer = self.trunk.peer();
-        let o = self.offloads;
-        let names = [
-            (o.checksum, "checksum"),
-            (o.tso4, "tso4"),
-            (o.tso6, "tso6"),
-            (o.uso, "uso"),
-        ];
+    fn trunk_report(&self, status: Option<PortsStatus>) -> TrunkReport {
+        let connected = status.is_some();
+        let status = status.unwrap_or_default();
         TrunkReport {
-            connected: peer.is_some(),
-            serving: peer.is_some_and(|p| p.serving),
-            pid: peer.and_then(|p| p.pid),
-            features: format!("{:#x}", peer.map_or(0, |p| p.features)),
-            offloads: names
-                .into_iter()
-                .filter(|(on, _)| *on)
-                .map(|(_, name)| name)
+            connected,
+            serving: status.serving,
+            ports: status.ports,
+            held: status.held,
+            frozen: status.frozen,
+            features: format!("{:#x}", status.features),
+            offloads: self
+                .taps
+                .to_string()
+                .split(',')
+                .map(str::to_owned)
                 .collect(),
-            calls: self.trunk_counters.calls.value(),
-            busy_steps: self.driver_counters.busy.value(),
-            sleeps: self.driver_counters.sleeps.value(),
-            seat: self.driver_counters.seat(),
-            starved: self.trunk_counters.starved.value(),
-            broken: self.trunk_counters.broken.value(),
+            drive: status.drive,
+            drive_reason: status.reason.text().into(),
+            exit_nanos: status.exit_nanos,
+            calls: status.calls,
+            busy_steps: status.busy,
+            sleeps: status.sleeps,
+            starved: status.starved,
+            broken: status.broken,
         }
     }
 
-    fn start_times(&self) -> StartTimes {
-        let Some(started) = self.supervisor.started_at() else {
-            return StartTimes::default();
-        };
-        let since = |at: Option<Instant>| {
-            let time = at?.checked_duration_since(started)?;
+    fn start_times(&self, first_sent_micros: Option<u64>) -> StartTimes {
+        let configured = || {
+            let started = self.supervisor.started_at()?;
+            let time = self
+                .control
+                .in_force_at()?
+                .checked_duration_since(started)?;
             Some(time.as_secs_f64() * 1000.0)
         };
         StartTimes {
-            to_configured_ms: since(self.control.in_force_at()),
-            to_first_forwarded_ms: since(self.trunk_counters.first_sent()),
+            to_configured_ms: configured(),
+            to_first_forwarded_ms: first_sent_micros.map(|micros| micros as f64 / 1000.0),
         }
     }
 }
 
-fn on_host(pod: Option<String>, (reason, count): (HostDrop, u64)) -> DropReport {
-    let (place, meaning) = ("host".into(), reason.meaning().into());
-    DropReport {
-        place,
-        pod,
-        reason: reason.name().into(),
-        count,
-        meaning,
-    }
+fn on_host<'a>(
+    pod: Option<&'a str>,
+    counts: &'a DropCounts,
+) -> impl Iterator<Item = DropReport> + 'a {
+    counts.iter().filter_map(move |(code, count)| {
+        let reason = HostDrop::from_code(*code)?;
+        Some(DropReport {
+            place: "host".into(),
+            pod: pod.map(str::to_owned),
+            reason: reason.name().into(),
+            count: *count,
+            meaning: reason.meaning().into(),
+        })
+    })
 }
 
 fn in_appliance((reason, count): (DropReason, u64)) -> DropReport {

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use serde::Serialize;
 use sluice_contract::LinkId;
+use sluice_ports::message::{PortCounters, PortKind};
+use sluice_ports::tap;
 
 use super::ports;
-use super::report::CarriedReport;
+use super::report::{CarriedReport, named_drops};
 use super::{Node, NodeError, cannot};
 use crate::announce::{Announce, AnnounceReport, Farewell, View};
 use crate::config::Config;
@@ -20,9 +22,6 @@ use crate::hostlink::{LocalPort, LocalPorts};
 use crate::uplink::config::{UplinkConfig, parse_prefix};
 use crate::uplink::report::NetworkReport;
 use crate::uplink::{Ground, Uplink};
-use sluice_trunk::links::LinkCounters;
-use sluice_trunk::tap;
-use sluice_trunk::vnet;
 
 /// What there is of them.
 #[derive(Debug, Default)]
@@ -40,18 +39,17 @@ pub(super) struct Ways {
 struct Way {
     tap: &'static str,
     knows_tunnels: bool,
-    counters: Arc<LinkCounters>,
 }
 
 /// The uplink's tap, or the host's.
 #[derive(Clone, Debug, Serialize)]
 pub struct WayReport {
     pub tap: &'static str,
-    /// The kernel cuts large frames in tunnels; else the daemon does.
+    /// The kernel cuts large frames in tunnels; else the appliance's process does.
     pub knows_tunnels: bool,
     pub to_appliance: CarriedReport,
     pub from_appliance: CarriedReport,
-    /// Frames that the daemon has cut.
+    /// Frames that it has cut.
     pub cut: u64,
     /// Frames that ended on the host, by reason.
     pub drops: BTreeMap<String, u64>,
@@ -61,6 +59,7 @@ impl Node {
     /// Makes them as configured.
     pub(super) fn link_ways(&self) -> Result<(), NodeError> {
         hostlink::guard(self.config.host_link.as_ref())?;
+        self.remove_unwanted_ways();
         if let Some(config) = &self.config.uplink {
             let cluster = self.config.host_link.as_ref();
             let cluster = cluster.map_or_else(Vec::new, HostLinkConfig::ranges);
@@ -77,7 +76,8 @@ impl Node {
                     .filter(|_| self.config.mtu.is_none()),
                 mtu: self.config.mtu,
             };
-            let (uplink, ends) = Uplink::start(&ground, &self.control)?;
+            let found = self.ports.found(LinkId::UPLINK)?;
+            let (uplink, ends) = Uplink::start(&ground, &self.control, found, self.host_ports())?;
             if let Some(cluster) = &self.cluster {
                 uplink.follow(cluster);
             }
@@ -88,11 +88,12 @@ impl Node {
             drop(ways);
             self.add_way(LinkId::UPLINK, crate::uplink::TAP, ends.tap)?;
             if let Some(probes) = ends.probes {
-                self.add_tap(LinkId::PROBES, probes.into(), Arc::default())?;
+                self.ports.add(LinkId::PROBES, PortKind::Socket, probes)?;
             }
         }
         if let Some(config) = &self.config.host_link {
-            let (tap, row, ports) = hostlink::make(config, self.pod_mtu())?;
+            let found = self.ports.found(LinkId::HOST)?;
+            let (tap, row, ports) = hostlink::make(config, self.pod_mtu(), found)?;
             self.control.put([row]);
             self.ways().local_ports = Some(ports);
             self.add_way(LinkId::HOST, hostlink::TAP, tap)?;
@@ -108,7 +109,7 @@ impl Node {
         let Some(announce) = &self.config.announce else {
             return Ok(None);
         };
-        let (control, trunk) = (self.control.clone(), self.trunk.clone());
+        let (control, ports) = (self.control.clone(), self.ports.clone());
         let ranges = config.service_addresses.iter();
         let view = View {
             config: announce.clone(),
@@ -116,9 +117,7 @@ impl Node {
             node: self.config.node_name.clone(),
             interface: config.interface.clone(),
             uplink: uplink.view(),
-            forwards: Box::new(move || {
-                control.forwards() && trunk.peer().is_some_and(|peer| peer.serving)
-            }),
+            forwards: Box::new(move || control.forwards() && ports.are_served()),
         };
         let started = Announce::start(view, self.cluster.as_ref());
         started
@@ -138,17 +137,21 @@ impl Node {
         mtu.unwrap_or(Config::PLAIN_MTU)
     }
 
-    /// Gives the host back what is its own.
+    /// Gives the host back what is its own, if the links go too; else all of it stays for the next daemon.
     pub(super) fn stop_ways(&self) {
+        let tear_down = self.tears_down();
         let ways = std::mem::take(&mut *self.ways());
         if let Some(mut announce) = ways.announce {
-            announce.stop(match self.tears_down() {
+            announce.stop(match tear_down {
                 true => Farewell::Spoken,
                 false => Farewell::Silent,
             });
         }
         if let Some(mut uplink) = ways.uplink {
-            uplink.stop();
+            uplink.stop(tear_down);
+        }
+        if !tear_down {
+            return;
         }
         if let Some(Err(error)) = ways
             .local_ports
@@ -156,29 +159,44 @@ impl Node {
         {
             tracing::warn!(%error, "the host keeps its rules for host ports");
         }
-        if self.tears_down()
-            && let Err(error) = hostlink::guard(None)
-        {
+        if let Err(error) = hostlink::remove() {
+            tracing::warn!(%error, "the host link stays");
+        }
+        if let Err(error) = hostlink::guard(None) {
             tracing::warn!(%error, "pods and Services stay unreachable from the host");
         }
     }
 
+    /// What an earlier life left of those that the configuration no longer names.
+    fn remove_unwanted_ways(&self) {
+        if self.config.host_link.is_none()
+            && let Err(error) = hostlink::remove()
+        {
+            tracing::warn!(%error, "the host link of an earlier life stays");
+        }
+        if self.config.uplink.is_none()
+            && let Err(error) = crate::uplink::remove()
+        {
+            tracing::warn!(%error, "the uplink of an earlier life stays");
+        }
+    }
+
     /// What one of them says of itself, if it is there.
-    pub(super) fn way_report(&self, id: LinkId) -> Option<WayReport> {
+    pub(super) fn way_report(
+        &self,
+        id: LinkId,
+        counters: &BTreeMap<u16, PortCounters>,
+    ) -> Option<WayReport> {
         let ways = self.ways();
         let (_, way) = ways.reports.iter().find(|(way, _)| *way == id)?;
-        let counters = &way.counters;
+        let counters = counters.get(&id.raw()).cloned().unwrap_or_default();
         Some(WayReport {
             tap: way.tap,
             knows_tunnels: way.knows_tunnels,
-            to_appliance: (&counters.to_guest).into(),
-            from_appliance: (&counters.from_guest).into(),
-            cut: counters.cut.value(),
-            drops: counters
-                .drops
-                .seen()
-                .map(|(reason, count)| (reason.name().to_owned(), count))
-                .collect(),
+            to_appliance: counters.to_guest.into(),
+            from_appliance: counters.from_guest.into(),
+            cut: counters.cut,
+            drops: named_drops(&counters.drops),
         })
     }
 
@@ -245,15 +263,13 @@ impl Node {
     }
 
     fn add_way(&self, id: LinkId, name: &'static str, tap: File) -> Result<(), NodeError> {
-        let header = tap::vnet_header_size(tap.as_fd()).map_err(NodeError::Trunk)?;
-        let counters = Arc::<LinkCounters>::default();
+        let header = tap::vnet_header_size(tap.as_fd()).map_err(cannot("ask a tap"))?;
         let way = Way {
             tap: name,
-            knows_tunnels: header == vnet::LONG_HEADER,
-            counters: counters.clone(),
+            knows_tunnels: header == tap::LONG_HEADER,
         };
         self.ways().reports.push((id, way));
-        self.add_tap(id, tap, counters)
+        self.add_tap(id, tap)
     }
 
     fn ways(&self) -> std::sync::MutexGuard<'_, Ways> {

@@ -1,49 +1,64 @@
-//! Keeps one VMM running: adopts the one that an earlier daemon left, or starts one, and starts another when it ends.
+//! Keeps one process of an appliance running: adopts the one that an earlier daemon left, or starts one, and starts another when
+//! it ends.
 //!
-//! The first restart comes at once, because pods are waiting; a VMM that keeps dying young is restarted ever later, up to
-//! five seconds. The VMM is never tied to the daemon's life: only [`Supervisor::stop`] with `end` ends it.
+//! The first restart comes at once, because pods are waiting; a process that keeps dying young is restarted ever later, up to
+//! five seconds. It is never tied to the daemon's life: it has a session, a control group and the ports socket for itself, and
+//! only [`Supervisor::stop`] with `end` ends it. By the ports socket the next daemon finds it again, whatever its command line.
 
+mod cgroup;
 pub mod command;
+mod line;
 pub mod process;
 
-use std::fs;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
-use std::os::fd::AsFd;
+use sluice_ports::message::{Identity, text};
+use sluice_ports::offloads::Offloads;
+use sluice_ports::wire;
 
-use self::command::{Choice, Kind, Sockets};
-use self::process::{Ending, Process, Record};
+use self::cgroup::Group;
+use self::command::{Choice, Kind, Recipe, Sockets};
+use self::line::{Line, NoLine};
+use self::process::{Birth, Ending, Process};
+use crate::appliance::ports::Ports;
 use crate::config::Config;
 use crate::files;
-use sluice_trunk::vhost::TrunkState;
 
-/// Within this time an old VMM has connected again: its longest pause between attempts is 200 ms under KVM, and QEMU's one
-/// second (`reconnect=1`).
-const ADOPTION: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(1500)];
-/// A VMM that lived this long did not die of its start.
+/// A process that lived this long did not die of its start.
 const GROWN_UP: Duration = Duration::from_secs(10);
 /// The second and the longest pause before a restart.
 const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
-/// Between two looks at the log of a VMM that does not keep it short itself.
-const LOG_WATCH: u16 = 250;
-/// How long a VMM may take to end in order.
+/// Between two looks at the log of a process that does not keep it short itself.
+const LOG_WATCH: Duration = Duration::from_millis(250);
+/// Between two attempts to connect.
+const AGAIN: Duration = Duration::from_millis(50);
+/// A process that has not answered for so long never will.
+const DEAF: Duration = Duration::from_secs(30);
+/// How long a process may take to end in order.
 const ENDING: Duration = Duration::from_secs(2);
+/// For how long the place of a daemon may be taken by one that was killed this moment.
+const LINGERING: Duration = Duration::from_secs(1);
 
-/// The VMM, for people.
+/// The appliance's process, for people.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct MachineStatus {
-    /// `kvm`, `tcg` or `external`.
+    /// `kvm`, `process`, `tcg` or `external`.
     pub isolation: &'static str,
+    /// What stands between a pod's packets and this machine's kernel.
+    pub isolates: &'static str,
     /// Why that one.
     pub why: String,
     pub pid: Option<i32>,
+    /// Program and version, and the build id of its appliance.
+    pub program: Option<String>,
+    pub build: Option<String>,
     /// It was started by an earlier life of the daemon.
     pub adopted: bool,
     /// Milliseconds since it was started.
@@ -52,10 +67,23 @@ pub struct MachineStatus {
     pub restarts: u64,
     /// How the last one ended.
     pub last_ending: Option<Ending>,
-    /// Why none could be started.
+    /// Why none could be started, or what does not answer.
     pub problem: Option<String>,
+    /// Why it shares the daemon's control group, if so.
+    pub cgroup_problem: Option<String>,
     /// Where its output is.
     pub log: PathBuf,
+}
+
+/// Why a daemon is not to be.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    #[error(
+        "Another sluice-node is connected to the appliance of {0}: end it, or start this one with --take-over"
+    )]
+    InUse(PathBuf),
+    #[error("Cannot start the supervisor")]
+    Start(#[from] io::Error),
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +91,8 @@ struct State {
     status: MachineStatus,
     started: Option<(Instant, SystemTime)>,
     stop: Option<Stop>,
+    /// A connection whose answer is waited for.
+    asking: Option<OwnedFd>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +103,8 @@ struct Stop {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    wake: EventFd,
+    ports: Ports,
+    kind: Option<Kind>,
 }
 
 impl Shared {
@@ -82,7 +113,37 @@ impl Shared {
     }
 }
 
-/// The thread that keeps the VMM running.
+/// Who may connect to the control channel.
+#[derive(Clone, Debug)]
+pub struct Admission(Arc<Shared>);
+
+impl Admission {
+    /// Whether a process is the appliance's: the one that runs, or QEMU, which is its child. Any, when somebody else starts it.
+    pub fn admits(&self, pid: Option<i32>) -> bool {
+        let own = self.0.lock().status.pid;
+        match self.0.kind {
+            None => true,
+            Some(_) if pid.is_none() || own.is_none() => false,
+            Some(Kind::Tcg) => pid == own || pid.and_then(process::parent) == own,
+            Some(Kind::Kvm | Kind::Process) => pid == own,
+        }
+    }
+}
+
+/// What is done when another daemon has taken over.
+pub type Usurped = Box<dyn Fn() + Send>;
+
+/// Connects to the appliance of a run directory in place of the daemon that has it. `None`: there is none.
+pub(crate) fn take_over(config: &Config) -> Option<Line> {
+    let path = Sockets::in_dir(&config.run_dir).ports;
+    match Line::open(&path, true, |_| ()) {
+        Ok(line) => Some(line),
+        // What is wrong shows again when it is looked for.
+        Err(_) => None,
+    }
+}
+
+/// The thread that keeps the process running.
 #[derive(Debug)]
 pub struct Supervisor {
     shared: Arc<Shared>,
@@ -90,75 +151,78 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the thread.
+    /// Looks for a process of an earlier life, whose ports are found when this returns, and starts the thread. `line` is the
+    /// connection to it, if there is one already.
     ///
     /// # Errors
-    /// When the kernel gives no thread or descriptor.
-    pub fn start(config: &Config, trunk: TrunkState) -> io::Result<Self> {
+    /// When another daemon is connected, or the kernel gives no thread.
+    pub(crate) fn start(
+        config: &Config,
+        ports: &Ports,
+        taps: Offloads,
+        (line, usurped): (Option<Line>, Usurped),
+    ) -> Result<Self, SupervisorError> {
         let Choice { kind, why } = command::choose(config);
-        let log = config.run_dir.join("vmm.log");
-        let isolation = match kind {
-            Some(Kind::Kvm) => "kvm",
-            Some(Kind::Tcg) => "tcg",
-            None => "external",
-        };
+        let isolation = kind.map_or("external", Kind::word);
         tracing::info!(isolation, %why, "isolation chosen");
+        let group = kind.map(|_| Group::make());
+        let (group, cgroup_problem) = match group {
+            Some(Ok(group)) => (Some(Arc::new(group)), None),
+            Some(Err(error)) => (None, Some(error.to_string())),
+            None => (None, None),
+        };
+        let log = config.run_dir.join("vmm.log");
         let status = MachineStatus {
             isolation,
+            isolates: kind.map_or("not known: somebody else starts it", Kind::isolates),
             why,
             log: log.clone(),
+            cgroup_problem,
             ..Default::default()
         };
-        let state = State {
-            status,
-            ..State::default()
-        };
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wake = EventFd::from_value_and_flags(0, flags)?;
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            wake,
-        });
-        let Some(kind) = kind else {
-            return Ok(Self {
-                shared,
-                thread: Mutex::new(None),
-            });
-        };
-        let command = command::command_line(kind, config, &Sockets::in_dir(&config.run_dir));
-        let record = config.run_dir.join("vmm.json");
-        let patience = ADOPTION[usize::from(kind == Kind::Tcg)];
         let keeper = Keeper {
-            shared: shared.clone(),
-            trunk,
-            command,
+            shared: Arc::new(Shared {
+                state: Mutex::new(State {
+                    status,
+                    ..State::default()
+                }),
+                ports: ports.clone(),
+                kind,
+            }),
+            starts: kind
+                .map(|kind| Recipe::new(kind, config, taps))
+                .map(Starts::Recipe),
+            ports: ports.clone(),
+            sockets: Sockets::in_dir(&config.run_dir),
             log,
-            record,
-            patience,
-            watches_log: kind == Kind::Tcg,
+            group,
+            usurped,
         };
-        let run = move || keeper.run();
-        let thread = std::thread::Builder::new()
-            .name("supervisor".into())
-            .spawn(run)?;
-        Ok(Self {
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        keeper.spawn(line)
     }
 
-    /// The VMM now.
+    /// The process now.
     pub fn status(&self) -> MachineStatus {
+        let identity = self.shared.ports.identity();
         let state = self.shared.lock();
         let mut status = state.status.clone();
         let age = state
             .started
             .map(|(_, at)| at.elapsed().unwrap_or_default());
         status.uptime_ms = age.map(|age| age.as_millis() as u64);
+        if let Some(Identity { program, build, .. }) = identity {
+            status.program = Some(program.as_str().into());
+            status.build = Some(build.as_str().into());
+        }
         status
     }
 
-    /// When the running VMM was started, if this daemon did it.
+    /// Who may connect to the control channel.
+    pub fn admission(&self) -> Admission {
+        Admission(self.shared.clone())
+    }
+
+    /// When the running process was started, if this daemon did it.
     pub fn started_at(&self) -> Option<Instant> {
         let state = self.shared.lock();
         state
@@ -167,11 +231,17 @@ impl Supervisor {
             .map(|(at, _)| at)
     }
 
-    /// Ends the thread, and with `end` the VMM as well.
+    /// Ends the thread, and with `end` the process as well.
     pub fn stop(&self, end: bool) {
-        self.shared.lock().stop = Some(Stop { end });
-        // Only fails when the counter is full, and then the thread is awake.
-        let _ = self.shared.wake.write(1);
+        {
+            let mut state = self.shared.lock();
+            state.stop = Some(Stop { end });
+            if let Some(asking) = &state.asking {
+                // Whoever does not answer is not waited for.
+                let _ = rustix::net::shutdown(asking, rustix::net::Shutdown::Both);
+            }
+        }
+        self.shared.ports.wake();
         let thread = self
             .thread
             .lock()
@@ -183,26 +253,178 @@ impl Supervisor {
     }
 }
 
+/// What starts a process.
+#[derive(Debug)]
+enum Starts {
+    Recipe(Recipe),
+    /// A command line in which `FD` stands for the number of the listener, and the identity that is wanted.
+    #[cfg(test)]
+    Command(Vec<std::ffi::OsString>, Identity),
+}
+
+impl Starts {
+    /// The command line, given the number of the listener.
+    fn command(&self, ports: i32) -> io::Result<Vec<std::ffi::OsString>> {
+        match self {
+            Self::Recipe(recipe) => Ok(recipe.command_line(ports, &recipe.build()?)),
+            #[cfg(test)]
+            Self::Command(words, _) => Ok(words
+                .iter()
+                .map(|word| {
+                    if word == "FD" {
+                        ports.to_string().into()
+                    } else {
+                        word.clone()
+                    }
+                })
+                .collect()),
+        }
+    }
+
+    /// Why a process is not the one that would be started.
+    fn difference(&self, found: &Identity) -> Option<String> {
+        let (program, build, contract) = match self {
+            Self::Recipe(recipe) => {
+                // An image that cannot be read starts nothing better.
+                let build = recipe.build().ok();
+                let build = build.map(|build| text(&build));
+                (
+                    recipe.kind().program(),
+                    build,
+                    u32::from(sluice_contract::VERSION),
+                )
+            }
+            #[cfg(test)]
+            Self::Command(_, wanted) => {
+                let name = wanted.program.split(' ').next().unwrap_or_default();
+                (name, Some(wanted.build.clone()), wanted.contract)
+            }
+        };
+        if found.program.split(' ').next() != Some(program) {
+            return Some(format!("it is {}, not {program}", found.program));
+        }
+        if found.contract != contract {
+            let theirs = found.contract;
+            return Some(format!(
+                "it speaks version {theirs} of the contract, not {contract}"
+            ));
+        }
+        let build = build.filter(|build| *build != found.build)?;
+        Some(format!("its appliance is {}, not {build}", found.build))
+    }
+}
+
+/// Why the process is no longer watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watched {
+    Ended,
+    Deaf,
+    ToStop,
+    TakenOver,
+}
+
 struct Keeper {
     shared: Arc<Shared>,
-    trunk: TrunkState,
-    command: Vec<std::ffi::OsString>,
+    /// `None`: somebody else starts it.
+    starts: Option<Starts>,
+    ports: Ports,
+    sockets: Sockets,
     log: PathBuf,
-    record: PathBuf,
-    patience: Duration,
-    /// The VMM writes to its log what its guest likes (QEMU); else it keeps it short itself.
-    watches_log: bool,
+    group: Option<Arc<Group>>,
+    usurped: Usurped,
 }
 
 impl Keeper {
-    fn run(self) {
-        let mut process = self.adopt();
+    fn spawn(self, line: Option<Line>) -> Result<Supervisor, SupervisorError> {
+        let shared = self.shared.clone();
+        let found = self.look(line)?;
+        let thread = std::thread::Builder::new()
+            .name("supervisor".into())
+            .spawn(move || self.run(found))?;
+        Ok(Supervisor {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// The process of an earlier life, if it is what would be started now; any other ends.
+    fn look(&self, line: Option<Line>) -> Result<Option<(Process, OwnedFd)>, SupervisorError> {
+        let deadline = Instant::now() + LINGERING;
+        let opened = match line {
+            Some(line) => Ok(line),
+            None => loop {
+                match Line::open(&self.sockets.ports, false, |_| ()) {
+                    Err(NoLine::InUse) if Instant::now() < deadline => std::thread::sleep(AGAIN),
+                    opened => break opened,
+                }
+            },
+        };
+        let mut line = match opened {
+            Ok(line) => line,
+            Err(NoLine::Nobody) => return Ok(None),
+            Err(NoLine::InUse) => {
+                let run_dir = self.sockets.ports.parent().map(PathBuf::from);
+                return Err(SupervisorError::InUse(run_dir.unwrap_or_default()));
+            }
+            Err(NoLine::Deaf { pid, error }) => {
+                tracing::warn!(pid, %error, "an earlier appliance does not answer");
+                self.end_useless(pid, false);
+                return Ok(None);
+            }
+        };
+        let pid = line.pid;
+        let outcome = self.ports.find(&mut line.connection);
+        let difference = self
+            .starts
+            .as_ref()
+            .and_then(|it| it.difference(&line.identity));
+        let useless = match (outcome, difference) {
+            (Err(error), _) => error.to_string(),
+            (_, Some(difference)) => difference,
+            _ => match Process::adopt(pid) {
+                Ok(process) => match self.ports.adopt(line.connection, line.identity) {
+                    Ok(()) => {
+                        tracing::info!(pid, "appliance adopted");
+                        self.announce(&mut self.shared.lock(), &process);
+                        return Ok(Some((process, line.watch)));
+                    }
+                    Err(error) => {
+                        tracing::warn!(pid, %error, "an earlier appliance is of no use");
+                        self.end_useless(pid, false);
+                        return Ok(None);
+                    }
+                },
+                Err(error) => error.to_string(),
+            },
+        };
+        tracing::warn!(pid, reason = %useless, "an earlier appliance is of no use: ending it");
+        let was_asked = line.connection.quit().is_ok();
+        self.end_useless(pid, was_asked);
+        Ok(None)
+    }
+
+    fn end_useless(&self, pid: i32, was_asked: bool) {
+        if self.starts.is_none() {
+            return;
+        }
+        match Process::adopt(pid) {
+            Ok(process) => process.end(was_asked, ENDING),
+            // It has ended already.
+            Err(error) => tracing::debug!(pid, %error, "an earlier appliance is gone"),
+        }
+    }
+
+    fn run(self, found: Option<(Process, OwnedFd)>) {
+        if self.starts.is_none() {
+            return self.follow(found);
+        }
+        let mut found = found;
         let mut pause = Duration::ZERO;
         loop {
-            let running = match process.take() {
-                Some(running) => running,
+            let (running, line) = match found.take() {
+                Some((running, line)) => (running, Some(line)),
                 None => match self.start() {
-                    Some(running) => running,
+                    Some(running) => (running, None),
                     None => {
                         pause = (pause * 2).clamp(PAUSE[0], PAUSE[1]);
                         if self.rest(pause) {
@@ -212,12 +434,24 @@ impl Keeper {
                     }
                 },
             };
-            self.announce(&running);
             let born = Instant::now();
-            if !self.watch(&running) {
-                return self.let_go(running);
+            match self.watch(Some(&running), line) {
+                Watched::ToStop => return self.let_go(running),
+                Watched::TakenOver => return self.give_way(),
+                Watched::Ended => self.mourn(running),
+                Watched::Deaf => {
+                    tracing::error!(
+                        pid = running.pid,
+                        "the appliance does not answer: ending it"
+                    );
+                    self.ports.ended();
+                    running.end(false, ENDING);
+                    self.buried(Ending {
+                        status: "ended by the daemon".into(),
+                        line: "it did not answer on the ports socket".into(),
+                    });
+                }
             }
-            self.mourn(running);
             pause = if born.elapsed() >= GROWN_UP {
                 Duration::ZERO
             } else {
@@ -230,85 +464,166 @@ impl Keeper {
         }
     }
 
-    /// The VMM of an earlier life, if it is what would be started now and it finds the trunk again.
-    fn adopt(&self) -> Option<Process> {
-        let text = fs::read(&self.record).ok()?;
-        let record: Record = serde_json::from_slice(&text).ok()?;
-        let wanted = record.command == self.command;
-        let found = Process::find(record)?;
-        let pid = found.record.pid;
-        let deadline = Instant::now() + self.patience;
-        while wanted && Instant::now() < deadline {
-            if self.trunk.peer().is_some_and(|peer| peer.pid == Some(pid)) {
-                tracing::info!(pid, "VMM adopted");
-                return Some(found);
-            }
-            if self.rest(Duration::from_millis(5)) {
-                return Some(found);
-            }
+    /// Stays connected to a process that somebody else starts, whenever there is one.
+    fn follow(self, found: Option<(Process, OwnedFd)>) {
+        match self.watch(None, found.map(|(_, line)| line)) {
+            Watched::TakenOver => self.give_way(),
+            _ => self.ports.disconnected(),
         }
-        tracing::warn!(pid, wanted, "an earlier VMM is of no use: ending it");
-        found.end(ENDING);
-        None
     }
 
     fn start(&self) -> Option<Process> {
-        match Process::start(self.command.clone(), &self.log) {
+        let problem = |error: io::Error| {
+            tracing::error!(%error, "the appliance cannot be started");
+            let text = format!("Cannot start the appliance: {error}");
+            self.shared.lock().status.problem = Some(text);
+        };
+        files::remove(&self.sockets.ports);
+        let listener = wire::listen(&self.sockets.ports).map_err(problem).ok()?;
+        let starts = self.starts.as_ref()?;
+        let command = starts.command(listener.as_raw_fd()).map_err(problem).ok()?;
+        let birth = Birth {
+            log: &self.log,
+            ports: listener,
+            group: self.group.clone(),
+        };
+        // Held until its id is known: it may come to the control channel at any moment.
+        let mut state = self.shared.lock();
+        match Process::start(&command, birth) {
             Ok(started) => {
-                tracing::info!(pid = started.record.pid, "VMM started");
-                if let Err(error) = files::write_json(&self.record, &started.record) {
-                    tracing::warn!(%error, "VMM not written down: a later daemon will not know it");
+                tracing::info!(pid = started.pid, "appliance started");
+                if self.group.is_some() && !Group::has(started.pid) {
+                    let text = "the kernel did not let it enter one of its own".to_owned();
+                    state.status.cgroup_problem = Some(text);
                 }
+                self.announce(&mut state, &started);
                 Some(started)
             }
             Err(error) => {
-                tracing::error!(%error, "VMM cannot be started");
-                self.shared.lock().status.problem = Some(format!("Cannot start the VMM: {error}"));
+                drop(state);
+                problem(error);
                 None
             }
         }
     }
 
-    fn announce(&self, process: &Process) {
-        self.trunk.admit_only(Some(process.record.pid));
-        let mut state = self.shared.lock();
-        state.status.pid = Some(process.record.pid);
+    fn announce(&self, state: &mut State, process: &Process) {
+        state.status.pid = Some(process.pid);
         state.status.adopted = process.is_adopted();
         state.status.problem = None;
-        state.started = Some((Instant::now(), process.record.started));
+        state.started = Some((Instant::now(), process.started));
     }
 
-    /// Waits for the process's end; false when the daemon is to stop first.
-    fn watch(&self, process: &Process) -> bool {
+    /// Waits for the process's end, and keeps connected to it.
+    fn watch(&self, process: Option<&Process>, line: Option<OwnedFd>) -> Watched {
+        let mut line = line;
+        let mut was_connected = line.is_some();
+        let (mut silent_since, mut next) = (Instant::now(), Instant::now());
         loop {
             if self.shared.lock().stop.is_some() {
-                return false;
+                return Watched::ToStop;
             }
-            let mut fds = [
-                PollFd::new(process.ended(), PollFlags::POLLIN),
-                PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
-            ];
-            let timeout = match self.watches_log {
-                true => LOG_WATCH.into(),
-                false => PollTimeout::NONE,
-            };
-            let ready = poll(&mut fds, timeout);
-            if ready.is_ok() && fds[0].any() == Some(true) {
-                return true;
+            self.ports.settle();
+            if !self.ports.is_connected() {
+                if line.take().is_some() {
+                    // A process that has ended closes its sockets before it is seen to have ended.
+                    silent_since = Instant::now();
+                    next = silent_since + AGAIN;
+                }
+                if Instant::now() >= next {
+                    match self.connect(!was_connected && process.is_some()) {
+                        Ok(watch) => {
+                            line = Some(watch);
+                            was_connected = true;
+                            self.shared.lock().status.problem = None;
+                        }
+                        Err(NoLine::InUse) if was_connected => return Watched::TakenOver,
+                        Err(error) => {
+                            let is_late = silent_since.elapsed() >= DEAF;
+                            if process.is_some() && is_late {
+                                return Watched::Deaf;
+                            }
+                            tracing::debug!(%error, "no connection to the appliance's process");
+                            next = Instant::now() + AGAIN;
+                        }
+                    }
+                    continue;
+                }
             }
-            if self.watches_log
-                && let Err(error) = process::shorten(&self.log)
-            {
-                tracing::debug!(%error, "the VMM's log cannot be kept short");
+            if self.wait(process, line.as_ref(), next) {
+                return Watched::Ended;
             }
         }
     }
 
+    /// Connects to the process that listens now.
+    fn connect(&self, is_new: bool) -> Result<OwnedFd, NoLine> {
+        let asking = |socket: OwnedFd| {
+            let mut state = self.shared.lock();
+            if state.stop.is_none() {
+                state.asking = Some(socket);
+            }
+        };
+        let opened = Line::open(&self.sockets.ports, false, asking);
+        self.shared.lock().asking = None;
+        let Line {
+            connection,
+            identity,
+            pid,
+            watch,
+        } = opened?;
+        let connected = self.ports.connect(connection, identity, is_new);
+        connected.map_err(|error| NoLine::Deaf { pid, error })?;
+        if self.starts.is_none() {
+            self.shared.lock().status.pid = Some(pid);
+        }
+        Ok(watch)
+    }
+
+    /// Until something happens; true when the process has ended.
+    fn wait(&self, process: Option<&Process>, line: Option<&OwnedFd>, next: Instant) -> bool {
+        let mut limit = match line {
+            Some(_) => None,
+            None => Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1)),
+        };
+        // Else it keeps its log short itself.
+        let watches_log = self.shared.kind == Some(Kind::Tcg);
+        if watches_log {
+            limit = Some(limit.map_or(LOG_WATCH, |limit| limit.min(LOG_WATCH)));
+        }
+        let timeout = limit.map_or(PollTimeout::NONE, |limit| {
+            PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)
+        });
+        let woken = self.ports.woken();
+        let mut fds = vec![PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
+        // Its end alone is waited for: answers are for those who ask.
+        fds.extend(line.map(|line| PollFd::new(line.as_fd(), PollFlags::empty())));
+        fds.extend(process.map(|it| PollFd::new(it.ended(), PollFlags::POLLIN)));
+        let ready = poll(&mut fds, timeout);
+        let is_ready =
+            |fd: Option<&PollFd<'_>>| ready.is_ok() && fd.is_some_and(|fd| fd.any() == Some(true));
+        let has_ended = process.is_some() && is_ready(fds.last());
+        let has_left = line.is_some() && is_ready(fds.get(1));
+        // Empty when something else woke the thread.
+        let _ = woken.read();
+        if has_left {
+            self.ports.disconnected();
+        }
+        if watches_log && let Err(error) = process::shorten(&self.log) {
+            tracing::debug!(%error, "the appliance's log cannot be kept short");
+        }
+        has_ended
+    }
+
     fn mourn(&self, process: Process) {
-        let pid = process.record.pid;
-        self.trunk.admit_only(None);
+        self.ports.ended();
+        let pid = process.pid;
         let ending = process.collect(&self.log);
-        tracing::error!(pid, status = %ending.status, line = %ending.line, "VMM ended");
+        tracing::error!(pid, status = %ending.status, line = %ending.line, "the appliance's process ended");
+        self.buried(ending);
+    }
+
+    fn buried(&self, ending: Ending) {
         let mut state = self.shared.lock();
         state.status.pid = None;
         state.status.restarts += 1;
@@ -319,18 +634,45 @@ impl Keeper {
     fn let_go(&self, process: Process) {
         let end = self.shared.lock().stop.is_some_and(|stop| stop.end);
         if end {
-            process.end(ENDING);
-            files::remove(&self.record);
-            files::remove(&self.log);
-            files::remove(&self.log.with_extension("log.1"));
+            let was_asked = self.ports.is_connected();
+            self.ports.quit();
+            process.end(was_asked, ENDING);
+            self.clear();
         }
+        // The next daemon may come at once.
+        self.ports.disconnected();
+    }
+
+    fn clear(&self) {
+        for path in [
+            &self.log,
+            &self.log.with_extension("log.1"),
+            &self.sockets.ports,
+        ] {
+            files::remove(path);
+        }
+        if let Some(group) = &self.group {
+            group.remove();
+        }
+    }
+
+    fn give_way(&self) {
+        tracing::warn!("another daemon has taken over the appliance: this one ends");
+        self.ports.taken_over();
+        let text = "Another daemon has taken over the appliance".to_owned();
+        self.shared.lock().status.problem = Some(text);
+        (self.usurped)();
     }
 
     /// Waits; true when the daemon is to stop.
     fn rest(&self, pause: Duration) -> bool {
         let deadline = Instant::now() + pause;
         loop {
-            if self.shared.lock().stop.is_some() {
+            let stop = self.shared.lock().stop;
+            if let Some(stop) = stop {
+                if stop.end {
+                    self.clear();
+                }
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -338,64 +680,115 @@ impl Keeper {
                 return false;
             }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
+            let woken = self.ports.woken();
+            let mut fds = [PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
             // An error ends the wait early, which does no harm.
             let _ = poll(&mut fds, timeout);
+            let _ = woken.read();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use sluice_trunk::vhost::TrunkPeer;
+    use std::fs;
+    use std::os::fd::{FromRawFd, RawFd};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// A run directory with a script in the VMM's place.
+    use super::*;
+    use crate::appliance::testing;
+    use sluice_contract::LinkId;
+    use sluice_ports::message::PortKind;
+    use sluice_ports::testing::identity;
+
+    /// By which a script becomes a process that serves its ports: this program again, at [`serves_ports`].
+    const SERVE: &str = "exec \"$0\" --ignored --exact --nocapture supervisor::tests::serves_ports";
+    const INHERITED: &str = "SLUICE_TEST_PORTS";
+
+    #[test]
+    #[ignore = "it is the process that other tests start"]
+    fn serves_ports() {
+        let Some(fd) = std::env::var(INHERITED)
+            .ok()
+            .and_then(|fd| fd.parse::<RawFd>().ok())
+        else {
+            return;
+        };
+        let listener = own(fd);
+        let build = std::env::var("SLUICE_TEST_BUILD").unwrap();
+        let identity = Identity {
+            build: text(&build),
+            ..identity()
+        };
+        testing::serve_inherited(&listener, identity).unwrap();
+    }
+
+    #[expect(unsafe_code, reason = "a number becomes a descriptor")]
+    fn own(fd: RawFd) -> OwnedFd {
+        // SAFETY: the test that started this process left the descriptor to it, and nothing else here knows it.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
+
+    /// A run directory with a script in the process's place.
     struct Lab {
         dir: PathBuf,
-        trunk: TrunkState,
+        build: String,
+        usurped: Arc<AtomicUsize>,
     }
 
     impl Lab {
         fn new(name: &str, script: &str) -> Self {
-            use std::os::unix::fs::PermissionsExt;
             let dir = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
             fs::create_dir_all(&dir).unwrap();
-            let vmm = dir.join("vmm");
             fs::write(dir.join("script"), script).unwrap();
-            fs::copy("/bin/sh", &vmm).unwrap();
-            fs::set_permissions(&vmm, fs::Permissions::from_mode(0o700)).unwrap();
             Self {
                 dir,
-                trunk: TrunkState::default(),
+                build: identity().build.as_str().into(),
+                usurped: Arc::default(),
             }
         }
 
-        fn keeper(&self) -> (Keeper, Arc<Shared>) {
-            let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-            let shared = Arc::new(Shared {
-                state: Mutex::default(),
-                wake,
-            });
-            let keeper = Keeper {
-                shared: shared.clone(),
-                trunk: self.trunk.clone(),
-                command: vec![self.dir.join("vmm").into(), self.dir.join("script").into()],
-                log: self.dir.join("vmm.log"),
-                record: self.dir.join("vmm.json"),
-                patience: Duration::from_millis(300),
-                watches_log: true,
+        fn keeper(&self) -> Keeper {
+            let build = self.build.clone();
+            let own = std::env::current_exe().unwrap();
+            // `sh -c` has its first argument as $0, and the number of the listener as $1.
+            let script = format!(
+                "export {INHERITED}=$1 SLUICE_TEST_BUILD={build}; . {}",
+                self.dir.join("script").display()
+            );
+            let command = vec![
+                "/bin/sh".into(),
+                "-c".into(),
+                script.into(),
+                own.into(),
+                "FD".into(),
+            ];
+            let wanted = Identity {
+                build: text(&self.build),
+                ..identity()
             };
-            (keeper, shared)
+            let ports = Ports::new().unwrap();
+            let usurped = self.usurped.clone();
+            Keeper {
+                shared: Arc::new(Shared {
+                    state: Mutex::default(),
+                    ports: ports.clone(),
+                    // Whose log is watched.
+                    kind: Some(Kind::Tcg),
+                }),
+                starts: Some(Starts::Command(command, wanted)),
+                ports,
+                sockets: Sockets::in_dir(&self.dir),
+                log: self.dir.join("vmm.log"),
+                group: None,
+                usurped: Box::new(move || {
+                    usurped.fetch_add(1, Ordering::Relaxed);
+                }),
+            }
         }
 
         fn supervisor(&self) -> Supervisor {
-            let (keeper, shared) = self.keeper();
-            let thread = std::thread::spawn(move || keeper.run());
-            Supervisor {
-                shared,
-                thread: Mutex::new(Some(thread)),
-            }
+            self.keeper().spawn(None).unwrap()
         }
     }
 
@@ -424,8 +817,13 @@ mod tests {
             .is_some_and(|(_, fields)| !fields.starts_with('Z'))
     }
 
+    /// A process of an appliance speaks with root alone.
+    fn is_root() -> bool {
+        nix::unistd::geteuid().is_root()
+    }
+
     #[test]
-    fn p03_vmm_that_is_killed_is_replaced_at_once() {
+    fn p03_a_process_that_is_killed_is_replaced_at_once() {
         let lab = Lab::new("killed", "echo up; exec sleep 1000");
         let supervisor = lab.supervisor();
         let first = eventually(&supervisor, |s| s.pid.is_some()).pid.unwrap();
@@ -436,15 +834,15 @@ mod tests {
         assert!(status.last_ending.unwrap().status.contains("SIGKILL"));
         supervisor.stop(true);
         assert!(!is_alive(status.pid.unwrap()));
-        assert!(!lab.dir.join("vmm.json").exists() && !lab.dir.join("vmm.log").exists());
+        assert!(!lab.dir.join("ports.sock").exists() && !lab.dir.join("vmm.log").exists());
     }
 
     #[test]
-    fn the_log_of_a_vmm_that_writes_for_ever_stays_short() {
+    fn the_log_of_a_process_that_writes_for_ever_stays_short() {
         // Some megabytes in all, and then its last line.
-        let script = "i=0; while [ $i -lt 200 ]; do head -c 20000 /dev/zero | tr '\\0' x; echo; \
-                      i=$((i+1)); sleep 0.01; done; echo last; exec sleep 1000";
-        let lab = Lab::new("log", script);
+        let script = "( i=0; while [ $i -lt 200 ]; do head -c 20000 /dev/zero | tr '\\0' x; echo; \
+                      i=$((i+1)); sleep 0.01; done; echo last ) & ";
+        let lab = Lab::new("log", &format!("{script}\n{SERVE}"));
         let supervisor = lab.supervisor();
         let log = lab.dir.join("vmm.log");
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -456,7 +854,7 @@ mod tests {
         }
         // What comes between two looks is on top.
         assert!(largest < 3 << 20, "{largest}");
-        std::thread::sleep(Duration::from_millis(2 * u64::from(LOG_WATCH)));
+        std::thread::sleep(2 * LOG_WATCH);
         assert!(fs::metadata(&log).unwrap().len() <= 512 << 10);
         supervisor.stop(true);
     }
@@ -477,50 +875,96 @@ mod tests {
     }
 
     #[test]
-    fn vmm_outlives_the_daemon_and_is_adopted_when_it_finds_the_trunk_again() {
-        let lab = Lab::new("adopt", "exec sleep 1000");
+    fn p04_a_process_outlives_the_daemon_and_is_adopted_with_its_ports() {
+        if !is_root() {
+            return;
+        }
+        let mut lab = Lab::new("adopt", SERVE);
+        let link = LinkId::new(16).unwrap();
         let supervisor = lab.supervisor();
-        let pid = eventually(&supervisor, |s| s.pid.is_some()).pid;
+        let tap = fs::File::open("/dev/null").unwrap();
+        supervisor
+            .shared
+            .ports
+            .add(link, PortKind::Tap, tap.into())
+            .unwrap();
+        let status = eventually(&supervisor, |s| s.program.is_some());
+        let pid = status.pid.unwrap();
+        let session = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).unwrap();
+        assert_eq!(session.as_raw(), pid, "it has a session of its own");
+        let admission = supervisor.admission();
+        assert!(admission.admits(Some(pid)) && !admission.admits(None));
+        assert!(!admission.admits(Some(std::process::id().cast_signed())));
         supervisor.stop(false);
-        assert!(is_alive(pid.unwrap()));
+        drop(supervisor);
+        assert!(is_alive(pid));
 
-        lab.trunk.set(Some(TrunkPeer {
-            pid,
-            ..TrunkPeer::default()
-        }));
         let supervisor = lab.supervisor();
-        let status = eventually(&supervisor, |s| s.pid.is_some());
-        assert_eq!((status.pid, status.adopted), (pid, true));
+        let status = supervisor.status();
+        assert_eq!((status.pid, status.adopted), (Some(pid), true));
+        assert!(status.uptime_ms.is_some_and(|ms| ms < 60_000));
+        assert!(supervisor.shared.ports.found(link).unwrap().is_some());
         supervisor.stop(false);
+        drop(supervisor);
 
-        // One that does not come back, or is not what would be started now, is of no use.
-        lab.trunk.set(None);
+        // One with another appliance than would be started now ends, and its taps go to the next.
+        lab.build = "fedcba".into();
         let supervisor = lab.supervisor();
-        let status = eventually(&supervisor, |s| s.pid.is_some());
-        assert!(status.pid != pid && !status.adopted && !is_alive(pid.unwrap()));
+        assert!(!is_alive(pid));
+        let tap = supervisor.shared.ports.found(link).unwrap().unwrap();
+        supervisor
+            .shared
+            .ports
+            .add(link, PortKind::Tap, tap.into())
+            .unwrap();
+        let status = eventually(&supervisor, |s| s.build.is_some());
+        assert_eq!(
+            (status.build.as_deref(), status.adopted),
+            (Some("fedcba"), false)
+        );
+        let served = || supervisor.shared.ports.status().map(|status| status.ports);
+        assert_eq!(served(), Some(1));
         supervisor.stop(true);
+        assert!(!is_alive(status.pid.unwrap()));
     }
 
     #[test]
-    fn record_of_another_process_is_not_believed() {
-        let lab = Lab::new("record", "exec sleep 1000");
-        let (keeper, _) = lab.keeper();
-        let pid = std::process::id().cast_signed();
-        let record = Record {
-            pid,
-            start_ticks: 1,
-            command: keeper.command.clone(),
-            started: SystemTime::now(),
-        };
-        files::write_json(&keeper.record, &record).unwrap();
-        assert!(keeper.adopt().is_none());
+    fn one_daemon_at_a_time_and_one_that_is_replaced_leaves_everything() {
+        if !is_root() {
+            return;
+        }
+        let lab = Lab::new("usurp", SERVE);
+        let first = lab.supervisor();
+        let pid = eventually(&first, |s| s.program.is_some()).pid;
+        let refused = lab.keeper().spawn(None).unwrap_err().to_string();
+        assert!(refused.contains("--take-over"), "{refused}");
+
+        let path = Sockets::in_dir(&lab.dir).ports;
+        let line = Line::open(&path, true, |_| ()).unwrap();
+        let second = lab.keeper().spawn(Some(line)).unwrap();
+        assert_eq!(second.status().pid, pid);
+        let seen = eventually(&first, |s| s.problem.is_some());
+        assert!(seen.problem.unwrap().contains("taken over"));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while lab.usurped.load(Ordering::Relaxed) == 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(lab.usurped.load(Ordering::Relaxed), 1);
+        // Its end, even one that is to take all down, is not the appliance's.
+        first.stop(true);
+        assert!(pid.is_some_and(is_alive));
+        assert!(second.shared.ports.status().is_some());
+        second.stop(true);
+        assert!(!pid.is_some_and(is_alive));
     }
 
     #[test]
-    fn vmm_that_cannot_be_started_is_a_problem_that_names_it() {
+    fn a_program_that_cannot_be_started_is_a_problem_that_names_it() {
         let lab = Lab::new("missing", "");
-        fs::remove_file(lab.dir.join("vmm")).unwrap();
-        let supervisor = lab.supervisor();
+        let mut keeper = lab.keeper();
+        let command = vec![lab.dir.join("vmm").into(), "FD".into()];
+        keeper.starts = Some(Starts::Command(command, identity()));
+        let supervisor = keeper.spawn(None).unwrap();
         let problem = eventually(&supervisor, |s| s.problem.is_some())
             .problem
             .unwrap();

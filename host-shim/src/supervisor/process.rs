@@ -1,43 +1,42 @@
-//! One VMM process: started so that it outlives the daemon, or found running from an earlier life of it.
+//! One process of an appliance: started so that it outlives the daemon, or found running from an earlier life of it.
+#![expect(unsafe_code, reason = "what happens between fork and exec")]
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-/// A log that is longer is shortened to its last part. With that of the VMM before it stays below a mebibyte.
+use super::cgroup::Group;
+
+/// A log that is longer is shortened to its last part. With that of the process before it stays below a mebibyte.
 const LOG_CAP: u64 = 384 << 10;
 const LOG_KEPT: u64 = 128 << 10;
+/// Clock ticks of `/proc` in a second: the same on every x86 kernel.
+const TICKS: f64 = 100.0;
+/// Daemons that wait to be accepted.
+const BACKLOG: i32 = 4;
 
-/// What is written down of a VMM, so that the next daemon knows it again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    pub pid: i32,
-    /// Start time in clock ticks since boot: with the pid it names a process for good.
-    pub start_ticks: u64,
-    /// The command line it was started with.
-    pub command: Vec<OsString>,
-    /// When it was started.
-    pub started: SystemTime,
-}
-
-/// A running VMM.
+/// A running process.
 #[derive(Debug)]
 pub struct Process {
-    pub record: Record,
+    pub pid: i32,
+    /// When it was started.
+    pub started: SystemTime,
     pidfd: OwnedFd,
     child: Option<Child>,
 }
 
-/// How a VMM ended.
+/// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
     /// Exit status or signal, in words; an adopted one does not tell.
@@ -46,13 +45,24 @@ pub struct Ending {
     pub line: String,
 }
 
+/// What a process is started with besides its command line.
+#[derive(Debug)]
+pub(super) struct Birth<'a> {
+    pub(super) log: &'a Path,
+    /// The listening end that it inherits, by the same number.
+    pub(super) ports: OwnedFd,
+    pub(super) group: Option<Arc<Group>>,
+}
+
 impl Process {
-    /// Starts a VMM in a process group of its own, its output going to `log`.
+    /// Starts a process in a session of its own, its output going to `log`. From here on it is the process that listens on the
+    /// ports socket, also in the eyes of the kernel: who connects is told its id.
     ///
     /// # Errors
     /// When the program cannot be started, or the log cannot be written.
-    pub fn start(command: Vec<OsString>, log: &Path) -> io::Result<Self> {
+    pub(super) fn start(command: &[OsString], birth: Birth<'_>) -> io::Result<Self> {
         let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let Birth { log, ports, group } = birth;
         // What a former one said stays readable until the next start.
         if log.exists() {
             fs::rename(log, log.with_extension("log.1"))?;
@@ -64,39 +74,46 @@ impl Process {
             .append(true)
             .mode(0o600)
             .open(log)?;
-        let child = Command::new(program)
+        let prepare = move || -> io::Result<()> {
+            // Ctrl-C in the daemon's terminal, and that terminal's end, are for the daemon alone.
+            nix::unistd::setsid()?;
+            fcntl(&ports, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            // SAFETY: the descriptor is open; the call takes no pointers.
+            if unsafe { libc::listen(ports.as_raw_fd(), BACKLOG) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // Whether that went well is seen from outside: without its own group the process is as good.
+            let _ = group.as_ref().map(|group| group.enter());
+            Ok(())
+        };
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
-            .stderr(output)
-            // Ctrl-C in the daemon's terminal is for the daemon alone.
-            .process_group(0)
+            .stderr(output);
+        // SAFETY: between fork and exec `prepare` makes system calls only, and allocates nothing unless one fails.
+        let child = unsafe { command.pre_exec(prepare) }
             .spawn()
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", program.display())))?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        let pidfd = open(pid)?;
-        let start_ticks = start_ticks(pid).unwrap_or_default();
-        let started = SystemTime::now();
-        let record = Record {
-            pid,
-            start_ticks,
-            command,
-            started,
-        };
         Ok(Self {
-            record,
-            pidfd,
+            pid,
+            started: SystemTime::now(),
+            pidfd: open(pid)?,
             child: Some(child),
         })
     }
 
-    /// Finds the process of a record, if it is still the same and alive.
-    pub fn find(record: Record) -> Option<Self> {
-        let pidfd = open(record.pid).ok()?;
-        // After the descriptor is open the pid cannot be given to another.
-        let same = start_ticks(record.pid) == Some(record.start_ticks) && !is_zombie(record.pid);
-        same.then_some(Self {
-            record,
+    /// The process of that id, which an earlier daemon started.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn adopt(pid: i32) -> io::Result<Self> {
+        let pidfd = open(pid)?;
+        Ok(Self {
+            pid,
+            started: started(pid).unwrap_or_else(SystemTime::now),
             pidfd,
             child: None,
         })
@@ -125,17 +142,19 @@ impl Process {
         }
     }
 
-    /// Ends the process: asks, and after `patience` insists.
-    pub fn end(mut self, patience: Duration) {
-        self.signal(Signal::TERM);
-        if !self.wait(patience) {
-            self.signal(Signal::KILL);
-            self.wait(Duration::from_secs(2));
+    /// Ends the process: gives it `patience` for what it was asked, then signals, and after as long insists.
+    pub fn end(mut self, was_asked: bool, patience: Duration) {
+        if !(was_asked && self.wait(patience)) {
+            self.signal(Signal::TERM);
+            if !self.wait(patience) {
+                self.signal(Signal::KILL);
+                self.wait(Duration::from_secs(2));
+            }
         }
         if let Some(child) = &mut self.child
             && let Err(error) = child.wait()
         {
-            tracing::warn!(%error, "VMM not collected");
+            tracing::warn!(%error, "the appliance's process is not collected");
         }
     }
 
@@ -157,20 +176,25 @@ fn open(pid: i32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// Fields of `/proc/PID/stat` after the command name, which may contain anything.
+/// The process that started that one.
+pub(super) fn parent(pid: i32) -> Option<i32> {
+    stat(pid)?.get(1)?.parse().ok()
+}
+
+/// When a process was started.
+fn started(pid: i32) -> Option<SystemTime> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    let born: f64 = stat(pid)?.get(19)?.parse().ok()?;
+    let age = Duration::try_from_secs_f64(uptime - born / TICKS).ok()?;
+    SystemTime::now().checked_sub(age)
+}
+
+/// Fields of `/proc/PID/stat` after the command name, which may contain anything (proc(5)).
 fn stat(pid: i32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     Some(fields.split_whitespace().map(str::to_owned).collect())
-}
-
-/// Field 22 of `/proc/PID/stat` (proc(5)).
-fn start_ticks(pid: i32) -> Option<u64> {
-    stat(pid)?.get(19)?.parse().ok()
-}
-
-fn is_zombie(pid: i32) -> bool {
-    stat(pid).is_some_and(|fields| fields.first().is_some_and(|state| state == "Z"))
 }
 
 /// The log's last report of a fault, or else its last line.
@@ -189,7 +213,7 @@ fn telling_line(log: &Path) -> String {
     line.chars().take(500).collect()
 }
 
-/// Keeps the last part of a log that has become too long, for a VMM that does not do so itself. What it writes in between
+/// Keeps the last part of a log that has become too long, for a process that does not do so itself. What it writes in between
 /// may be lost.
 ///
 /// # Errors

@@ -81,10 +81,11 @@ fn node_ports() -> PortRange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SegmentationBy {
-    /// The host's kernel or the network card, where the kernel has taps for it (Linux ≥ 6.17); else the daemon.
+    /// The host's kernel or the network card, where the kernel has taps for it (Linux ≥ 6.17); else the
+    /// appliance's process.
     #[default]
     Auto,
-    /// The daemon, always: for a card whose driver does it wrong.
+    /// The appliance's process, always: for a card whose driver does it wrong.
     Daemon,
 }
 

@@ -17,7 +17,7 @@ use super::report::{NetworkReport, ORIGIN_CLUSTER};
 use super::rows::{Follower, Look};
 use crate::control::Control;
 use crate::hostlink;
-use crate::wiring::netlink::{Change, Netlink};
+use crate::wiring::netlink::{Change, Netlink, Redirect, SETS};
 
 /// The longest time in which a change is noticed that the kernel does not tell of.
 const LONGEST: Duration = Duration::from_secs(1);
@@ -37,8 +37,6 @@ pub(super) struct Following {
     rows: BTreeMap<Key, Row>,
     claims: Option<Claims>,
     targets: Vec<Target>,
-    /// Which of the card's two sets of filters is in use.
-    filters: usize,
     mtu: u16,
     /// What is left of it for pods.
     pod_mtu: u16,
@@ -63,7 +61,6 @@ impl Following {
             rows: BTreeMap::new(),
             claims: None,
             targets: Vec::new(),
-            filters: 0,
             mtu: 0,
             pod_mtu: 0,
             holds,
@@ -119,7 +116,9 @@ impl Following {
             self.netlink.change(self.tap, &change)?;
             self.mtu = look.card.mtu;
         }
-        if self.claims.as_ref() != Some(&look.claims) {
+        // Until the nodes of the cluster are known, a look claims less than an earlier life did.
+        let waits = self.holds && self.claims.is_none() && self.is_filtered()?;
+        if !waits && self.claims.as_ref() != Some(&look.claims) {
             self.filter(&look.claims)?;
             self.claims = Some(look.claims);
         }
@@ -169,9 +168,20 @@ impl Following {
         self.rows.clone_from(&look.rows);
     }
 
-    /// The new filters stand before the old ones go.
+    /// Whether the card has filters that lead to the tap.
+    fn is_filtered(&mut self) -> io::Result<bool> {
+        let redirects = self.netlink.redirects(self.card)?;
+        let ours = |it: &Redirect| it.set().is_some() && it.to == self.tap;
+        Ok(redirects.iter().any(ours))
+    }
+
+    /// The new filters stand before the old ones go, those of an earlier life among them.
     fn filter(&mut self, claims: &Claims) -> io::Result<()> {
-        let next = 1 - self.filters;
+        let redirects = self.netlink.redirects(self.card)?;
+        let count = |set: usize| redirects.iter().filter(|it| it.set() == Some(set)).count();
+        // With none free, of lives that were killed one after the other, the one with the fewest was never finished.
+        let next = (0..SETS).min_by_key(|set| count(*set)).unwrap_or_default();
+        self.netlink.unredirect_set(self.card, next)?;
         let filtered = claims.matches().iter().try_for_each(|one| {
             let place = (next, one.ethertype);
             self.netlink
@@ -182,9 +192,9 @@ impl Following {
             let _ = self.netlink.unredirect_set(self.card, next);
             return Err(error);
         }
-        self.netlink.unredirect_set(self.card, self.filters)?;
-        self.filters = next;
-        Ok(())
+        (0..SETS)
+            .filter(|set| *set != next)
+            .try_for_each(|set| self.netlink.unredirect_set(self.card, set))
     }
 
     /// The host link takes what pods take. It is made with the first MTU, after the first look.

@@ -35,7 +35,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use sluice_contract::Prefix;
 use sluice_model::compile::Members;
 use sluice_model::source::announce::Announcer;
-use sluice_trunk::tap;
+use sluice_ports::tap;
 
 use self::config::{ProbeConfig, SegmentationBy};
 use self::follow::Following;
@@ -46,7 +46,7 @@ use self::report::{NetworkReport, PeerReport, ProbeState};
 use self::reserved::Reserved;
 use crate::cluster::Cluster;
 use crate::control::Control;
-use crate::wiring::netlink::{Change, Netlink};
+use crate::wiring::netlink::{Change, Netlink, Redirect};
 use crate::wiring::quiet;
 
 pub use self::rows::Ground;
@@ -204,7 +204,7 @@ pub struct Uplink {
     reserved: Reserved,
 }
 
-/// Descriptors for the trunk.
+/// Descriptors for the appliance's process.
 #[derive(Debug)]
 pub struct Ends {
     /// The tap beside the card, for [`sluice_contract::LinkId::UPLINK`].
@@ -214,11 +214,18 @@ pub struct Ends {
 }
 
 impl Uplink {
-    /// Makes the tap and the filters and tells the appliance of the other nodes. With a source `control` is held until [`Self::follow`] has brought the cluster's nodes.
+    /// Makes the tap and the filters, or adopts those that are there, and tells the appliance of the other nodes. With a source
+    /// `control` is held until [`Self::follow`] has brought the cluster's nodes. `found`: the tap's descriptor, if a process has it
+    /// still. `host_ports` are those of the pods that are linked already, as of [`Self::set_host_ports`].
     ///
     /// # Errors
-    /// The step that failed; what was made before is taken back.
-    pub fn start(ground: &Ground, control: &Control) -> Result<(Self, Ends), UplinkError> {
+    /// The step that failed; what was made before is taken back, unless an earlier life made it.
+    pub fn start(
+        ground: &Ground,
+        control: &Control,
+        found: Option<File>,
+        host_ports: BTreeSet<(u8, u16)>,
+    ) -> Result<(Self, Ends), UplinkError> {
         let config = &ground.config;
         let failed = |step| {
             let interface = config.interface.clone();
@@ -230,6 +237,7 @@ impl Uplink {
         };
         let mut netlink = Netlink::open().map_err(failed("open netlink"))?;
         let shared = Arc::new(Shared::new(config.probes).map_err(failed("share what is known"))?);
+        *shared.host_ports() = host_ports;
         let changes =
             Changes::listen(shared.asked.clone()).map_err(failed("listen for changes"))?;
         let card = netlink
@@ -242,15 +250,16 @@ impl Uplink {
             );
             return Err(failed("use the network card")(source));
         }
-        // What a life before this one has left there leads nowhere now.
-        let _ = netlink.unredirect(card.index);
-        let tap = match config.segmentation {
-            SegmentationBy::Auto => tap::attach_for_tunnels(TAP),
-            SegmentationBy::Daemon => tap::attach(TAP),
+        free_cards(&mut netlink, Some(card.index)).map_err(failed("free another network card"))?;
+        let before = netlink.interface(TAP).map_err(failed("look for the tap"))?;
+        let tap = match (found.filter(|_| before.is_some()), config.segmentation) {
+            (Some(found), _) => Ok(found),
+            (None, SegmentationBy::Auto) => tap::attach_for_tunnels(TAP),
+            (None, SegmentationBy::Daemon) => tap::attach(TAP),
         }
         .map_err(failed("make the tap"))?;
-        quiet(TAP).map_err(failed("keep the host's IPv6 off the tap"))?;
         let index = netlink.index(TAP).map_err(failed("find the tap"))?;
+        quiet(TAP).map_err(failed("keep the host's IPv6 off the tap"))?;
         let change = Change {
             up: true,
             mtu: Some(card.mtu),
@@ -260,7 +269,7 @@ impl Uplink {
             .change(index, &change)
             .map_err(failed("set up the tap"))?;
         netlink
-            .redirect(index, card.index)
+            .keep_redirect(index, card.index)
             .map_err(failed("redirect the tap to the card"))?;
         let reserved = Reserved::keep(config.snat_ports())
             .map_err(failed("keep the host's programs off the pods' ports"))?;
@@ -303,11 +312,16 @@ impl Uplink {
         });
         match probes {
             Ok(probes) => {
+                // Until here closing the descriptor removes the tap, unless it was there before.
+                if let Err(source) = tap::set_persistent(&tap, true) {
+                    uplink.stop(before.is_none());
+                    return Err(failed("make the tap persistent")(source));
+                }
                 tracing::info!(interface = %config.interface, peers = config.peers.len(), "uplink in use");
                 Ok((uplink, Ends { tap, probes }))
             }
             Err(error) => {
-                uplink.stop();
+                uplink.stop(before.is_none());
                 Err(error)
             }
         }
@@ -364,8 +378,9 @@ impl Uplink {
         self.shared.problems().clone()
     }
 
-    /// Gives the card back to the host. The tap goes with its last descriptor.
-    pub fn stop(&mut self) {
+    /// Ends the work on it. `remove`: the card is the host's again, and the tap goes; else everything stays as it is, for the next
+    /// daemon.
+    pub fn stop(&mut self, remove: bool) {
         self.prober = None;
         self.shared.ending.store(true, Ordering::Release);
         self.shared.wake();
@@ -373,18 +388,37 @@ impl Uplink {
             // It has nothing to say.
             let _ = thread.join();
         }
-        // A card that is gone took its filters with it.
-        let given_back = Netlink::open().and_then(|mut netlink| {
-            let card = netlink.interface(&self.interface)?;
-            card.map_or(Ok(()), |card| netlink.unredirect(card.index))
-        });
-        if let Err(error) = given_back {
+        if !remove {
+            return;
+        }
+        if let Err(error) = self::remove() {
             tracing::warn!(interface = %self.interface, %error, "the card keeps its filters");
         }
         if let Err(error) = self.reserved.give_back() {
             tracing::warn!(%error, "the pods' ports stay kept from the host's programs");
         }
     }
+}
+
+/// Gives the card back to the host and removes the tap; where there is none, nothing.
+///
+/// # Errors
+/// As the kernel says.
+pub(crate) fn remove() -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    free_cards(&mut netlink, None)?;
+    netlink.delete_tap(TAP)
+}
+
+/// Takes the filters of an earlier life off all interfaces but one.
+fn free_cards(netlink: &mut Netlink, but: Option<u32>) -> io::Result<()> {
+    for index in netlink.indices()? {
+        let is_ours = |found: &Redirect| found.set().is_some();
+        if Some(index) != but && netlink.redirects(index)?.iter().any(is_ours) {
+            netlink.unredirect(index)?;
+        }
+    }
+    Ok(())
 }
 
 /// Has the kernel find neighbors that packets in the appliance wait for.

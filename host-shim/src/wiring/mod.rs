@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sluice_contract::row::NodeRow;
 use sluice_contract::{LinkId, Mac};
-use sluice_trunk::tap;
+use sluice_ports::tap;
 
 use self::netlink::{Change, Netlink};
 use self::netns::{Netns, NetnsId, is_out_of_means, set_sysctl};
@@ -103,11 +103,12 @@ impl LinkSpec {
         made
     }
 
-    /// Attaches to the tap that an earlier life of the daemon left.
+    /// Attaches to the tap that an earlier life of the daemon left. `found`: its descriptor, if a process has it still, which is
+    /// taken as it is.
     ///
     /// # Errors
     /// `NotFound` as the cause when the link is no longer whole; [`remove`](Self::remove) it then.
-    pub fn attach(&self) -> Result<File, WiringError> {
+    pub fn attach(&self, found: Option<File>) -> Result<File, WiringError> {
         let netns = self.open_netns()?;
         let step = "attach to the tap";
         let there = |netlink: &mut Netlink, name: &str, kind: &str| {
@@ -124,13 +125,13 @@ impl LinkSpec {
         match self.mode {
             Mode::Tap => netns.run(|| {
                 there(&mut pod, &self.interface, "tun")?;
-                tap::attach(&self.interface)
+                found.map_or_else(|| tap::attach(&self.interface), Ok)
             }),
             Mode::Veth => Netlink::open().and_then(|mut host| {
                 there(&mut pod, &self.interface, "veth")?;
                 there(&mut host, &self.veth_name(), "veth")?;
                 there(&mut host, &self.tap_name(), "tun")?;
-                tap::attach(&self.tap_name())
+                found.map_or_else(|| tap::attach(&self.tap_name()), Ok)
             }),
         }
         .map_err(self.failed(step))

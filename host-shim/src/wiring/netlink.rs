@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
@@ -61,6 +61,21 @@ pub struct GatewayRoute {
     pub table: Option<u32>,
 }
 
+/// A filter that sends frames elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    pub priority: u16,
+    /// The interface that they go out on.
+    pub to: u32,
+}
+
+impl Redirect {
+    /// Which set of [`Netlink::redirect_matching`] it belongs to.
+    pub fn set(self) -> Option<usize> {
+        MATCHING.iter().position(|set| set.contains(&self.priority))
+    }
+}
+
 /// What to change of an interface.
 #[derive(Debug, Default)]
 pub struct Change<'a> {
@@ -83,9 +98,18 @@ const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 const LISTINGS: usize = 8;
 /// `ETH_P_ALL`, in network byte order as `tcm_info` wants it.
 const ALL_PROTOCOLS: u16 = 3u16.to_be();
-/// Priorities of the filters on interfaces that are not ours, by set and family: by these they are found again. There are two
-/// sets, so that one can be made before the other goes.
-pub(super) const MATCHING: [[u16; 2]; 2] = [[0x534c, 0x534d], [0x534e, 0x534f]];
+/// The priority of the filter for every frame, on interfaces that are ours.
+const EVERYTHING: u16 = 1;
+/// Where filters of what comes in hang.
+const INGRESS: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: TcHandle::MIN_INGRESS,
+};
+/// Priorities of the filters on interfaces that are not ours, by set and family: by these they are found again. One set can be
+/// made before another goes, and the third is for a life that finds two, of which one was being made.
+pub(super) const MATCHING: [[u16; 2]; 3] = [[0x534c, 0x534d], [0x534e, 0x534f], [0x5350, 0x5351]];
+/// How many sets there are.
+pub const SETS: usize = MATCHING.len();
 /// The families' EtherTypes.
 pub(super) const ETHERTYPES: [u16; 2] = [0x0800, 0x86dd];
 
@@ -325,7 +349,56 @@ impl Netlink {
             RouteNetlinkMessage::NewQueueDiscipline(clsact(from)),
             CREATE,
         )?;
-        self.add_filter(from, to, (1, ALL_PROTOCOLS), everything())
+        self.add_filter(from, to, (EVERYTHING, ALL_PROTOCOLS), everything())
+    }
+
+    /// The same for an interface that may have it already: then it stays, and no frame meets a moment without.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn keep_redirect(&mut self, from: u32, to: u32) -> io::Result<()> {
+        let wanted = Redirect {
+            priority: EVERYTHING,
+            to,
+        };
+        if self.redirects(from)?.contains(&wanted) {
+            return Ok(());
+        }
+        self.remove_redirect(from)?;
+        self.redirect(from, to)
+    }
+
+    /// The redirects of what comes in on an interface; none where it has no queue discipline for them.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn redirects(&mut self, from: u32) -> io::Result<Vec<Redirect>> {
+        let mut ask = TcMessage::with_index(from.cast_signed());
+        ask.header.parent = INGRESS;
+        let mut found = Vec::new();
+        let ask = RouteNetlinkMessage::GetTrafficFilter(ask);
+        self.request(ask, NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewTrafficFilter(filter) = answer {
+                let priority = TcHandle::from(filter.header.info).major;
+                found.extend(target(&filter).map(|to| Redirect { priority, to }));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// The indices of all interfaces.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn indices(&mut self) -> io::Result<Vec<u32>> {
+        let mut found = Vec::new();
+        let ask = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.request(ask, NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewLink(link) = answer {
+                found.push(link.header.index);
+            }
+        })?;
+        Ok(found)
     }
 
     /// Sends what matches and comes in on `from` out on `to`, before any protocol sees it. An interface that is not ours
@@ -448,10 +521,7 @@ pub(super) fn clsact(index: u32) -> TcMessage {
 /// The place of filters: priority, and protocol in network byte order.
 pub(super) fn filter_at(index: u32, (priority, protocol): (u16, u16)) -> TcMessage {
     let mut filter = TcMessage::with_index(index.cast_signed());
-    filter.header.parent = TcHandle {
-        major: 0xffff,
-        minor: TcHandle::MIN_INGRESS,
-    };
+    filter.header.parent = INGRESS;
     filter.header.info = u32::from(TcHandle {
         major: priority,
         minor: protocol,
@@ -480,6 +550,27 @@ fn redirect_action(to: u32) -> TcFilterU32Option {
         TcActionAttribute::Options(vec![TcActionOption::Mirror(parameters)]),
     ];
     TcFilterU32Option::Action(vec![action])
+}
+
+/// Where a filter sends what it matches.
+fn target(filter: &TcMessage) -> Option<u32> {
+    let options = filter.attributes.iter().find_map(|it| match it {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    let actions = options.into_iter().flatten().filter_map(|it| match it {
+        TcOption::U32(TcFilterU32Option::Action(actions)) => Some(actions),
+        _ => None,
+    });
+    let attributes = actions.flatten().flat_map(|action| &action.attributes);
+    let options = attributes.filter_map(|it| match it {
+        TcActionAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    options.flatten().find_map(|it| match it {
+        TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)) => Some(mirror.ifindex),
+        _ => None,
+    })
 }
 
 fn kind_of(link: &LinkMessage) -> String {

@@ -2,12 +2,16 @@
 //! clean-up or another program may come between the look that found it and the order that removes it.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressMessage, AddressScope};
 use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol,
+};
 use netlink_packet_route::rule::RuleMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{ETHERTYPES, MATCHING, Netlink, clsact, filter_at};
 
@@ -23,6 +27,48 @@ impl Netlink {
         let mut link = LinkMessage::default();
         link.header.index = index;
         self.take_away(RouteNetlinkMessage::DelLink(link), &ABSENT)
+    }
+
+    /// Deletes a tap by its name, if there is one.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn delete_tap(&mut self, name: &str) -> io::Result<()> {
+        match self.interface(name)? {
+            Some(found) if found.kind == "tun" => self.delete(found.index),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes away the routes by gateways that [`add_gateway_route`](Self::add_gateway_route) made on an interface, but these: by
+    /// range and table.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn keep_gateway_routes(
+        &mut self,
+        index: u32,
+        wanted: &[((IpAddr, u8), Option<u32>)],
+    ) -> io::Result<()> {
+        let mut others = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut ask = RouteMessage::default();
+            ask.header.address_family = family;
+            let ask = RouteNetlinkMessage::GetRoute(ask);
+            self.request(ask, NLM_F_DUMP, |answer| {
+                if let RouteNetlinkMessage::NewRoute(route) = answer
+                    && route.attributes.contains(&RouteAttribute::Oif(index))
+                    && route.header.protocol == RouteProtocol::Static
+                    && !wanted.contains(&range_of(&route))
+                {
+                    others.push(route);
+                }
+            })?;
+        }
+        others
+            .into_iter()
+            .map(RouteNetlinkMessage::DelRoute)
+            .try_for_each(|order| self.take_away(order, &ABSENT))
     }
 
     /// Deletes a rule.
@@ -89,4 +135,29 @@ impl Netlink {
             outcome => outcome,
         }
     }
+}
+
+/// The range of a route, and its table unless it is the main one.
+fn range_of(route: &RouteMessage) -> ((IpAddr, u8), Option<u32>) {
+    let to = route.attributes.iter().find_map(|it| match it {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some((*v4).into()),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some((*v6).into()),
+        _ => None,
+    });
+    let everywhere = match route.header.address_family {
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    let table = route.attributes.iter().find_map(|it| match it {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let table = table.unwrap_or_else(|| route.header.table.into());
+    (
+        (
+            to.unwrap_or(everywhere),
+            route.header.destination_prefix_length,
+        ),
+        Some(table).filter(|table| *table != u32::from(RouteHeader::RT_TABLE_MAIN)),
+    )
 }

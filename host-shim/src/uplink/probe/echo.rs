@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use sluice_contract::Mac;
 use sluice_contract::row::NodeRow;
 
-use sluice_trunk::vnet;
+use sluice_ports::tap;
 
 /// The smallest probe: smaller than anything that a path might refuse.
 pub(super) const SMALL: u16 = 128;
@@ -66,7 +66,7 @@ impl Echo {
             Kind::Request => (8, 128),
             Kind::Reply => (0, 129),
         };
-        let mut frame = vec![0; vnet::HEADER];
+        let mut frame = vec![0; tap::HEADER];
         frame.extend(NodeRow::default().gateway_mac.0);
         frame.extend(OWN.0);
         let length = |header: usize| usize::from(self.size).checked_sub(header + ICMP + 8);
@@ -105,7 +105,7 @@ impl Echo {
 
     /// Reads a frame; `None` if it is anything else than a whole echo.
     pub(super) fn read(frame: &[u8]) -> Option<Self> {
-        let (header, frame) = frame.split_first_chunk::<{ vnet::HEADER }>()?;
+        let (header, frame) = frame.split_first_chunk::<{ tap::HEADER }>()?;
         if header.first()? & NEEDS_CHECKSUM != 0 {
             return None;
         }

@@ -2,7 +2,7 @@
 //! packets do, through the appliance and its tunnel, to the first address of the peer's range. Nodes of ours answer there, and
 //! so does flannel's VXLAN, whose device has that address.
 //!
-//! The link has no interface: its frames go between the trunk and this thread. `echo` makes and reads them, `path` judges one
+//! The link has no interface: its frames go between the appliance's process and this thread. `echo` makes and reads them, `path` judges one
 //! peer, `paths` says whose turn it is.
 
 mod echo;
@@ -24,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sluice_contract::row::LinkRow;
 use sluice_contract::{Identity, LinkId, Prefix, Row};
+use sluice_ports::wire;
 
 use self::echo::{Echo, Kind};
 use self::paths::{Paths, Send, Word};
@@ -122,7 +123,7 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    /// Begins; the descriptor is for the trunk's link [`LinkId::PROBES`]. `changed` is called when another size is the largest that
+    /// Begins; the descriptor is for the port [`LinkId::PROBES`]. `changed` is called when another size is the largest that
     /// comes through to a peer.
     ///
     /// # Errors
@@ -132,15 +133,13 @@ impl Prober {
         control: &Control,
         changed: impl Fn() + std::marker::Send + 'static,
     ) -> io::Result<(Self, OwnedFd)> {
-        let (own, trunks) = UnixDatagram::pair()?;
-        own.set_nonblocking(true)?;
-        trunks.set_nonblocking(true)?;
+        let (own, appliances) = wire::pair()?;
         // Whose echo it is: no other program's, nor a former life's.
         let random = RandomState::new();
         let worker = Worker {
             probes: probes.clone(),
             control: control.clone(),
-            socket: own,
+            socket: own.into(),
             id: random.hash_one(0) as u16,
             cookie: random.hash_one(1),
             limits: BTreeMap::new(),
@@ -152,7 +151,7 @@ impl Prober {
             probes: probes.clone(),
             thread: Some(thread.spawn(move || worker.run())?),
         };
-        Ok((prober, trunks.into()))
+        Ok((prober, appliances))
     }
 }
 
@@ -171,6 +170,7 @@ impl Drop for Prober {
 struct Worker {
     probes: Probes,
     control: Control,
+    /// A packet is a frame; that the kernel keeps their order is of no use here.
     socket: UnixDatagram,
     id: u16,
     cookie: u64,
@@ -237,7 +237,7 @@ impl Worker {
             size: send.size,
         };
         if let Some(frame) = echo.frame() {
-            // A trunk that takes nothing is as good as a loss.
+            // A process that takes nothing is as good as a loss.
             let _ = self.socket.send(&frame);
         }
     }
