@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use vm_memory::Bytes as _;
 
 use super::chain::{Access, MAX_PIECES, collect};
-use super::drops::HostDrop;
 use super::memory::{GuestMemory, Scatter};
 use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Ring, RingError, RingSpec};
+use sluice_ports::drops::HostDrop;
 
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7f00_0000_0000;
