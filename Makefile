@@ -6,7 +6,7 @@ EXAMPLE ?= examples/two-pods
 REL := target/release
 export SLUICE_IMAGE ?= $(CURDIR)/target/guest/sluice-appliance
 
-.PHONY: help setup build image run demo test check boot-test bench fuzz fuzz-merge clean
+.PHONY: help setup build image run demo test check boot-test bench fuzz fuzz-merge miri clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ fuzz: ## a minute of each fuzz target; FUZZ_SECONDS and TARGETS="frames rings" t
 
 fuzz-merge: ## keep what fuzzing has found since as seeds: the fewest inputs that reach the same code
 	@tests/scripts/fuzz.sh --merge $(TARGETS)
+
+miri: ## the memory that the trunk shares with a guest, each access checked: by Miri, else by AddressSanitizer
+	@tests/scripts/miri.sh
 
 clean: ## remove what was built
 	@cargo clean

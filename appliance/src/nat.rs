@@ -7,34 +7,24 @@
 //! Towards a remote end that has many connections, ports that are known to be taken are passed over (see
 //! [`Sources`](crate::conntrack::Sources)), so a few tries suffice however few ports are left.
 
-use crate::address::Address;
 use crate::connection::{Path, Way};
 use crate::conntrack::Range;
 use crate::flow::Flow;
 use crate::hash::Hasher;
-use crate::tables::{Nat, Place, Tables};
+use crate::tables::{Nat, Place};
 use sluice_contract::service::PrefixUse;
 
 /// Ports that are tried for one packet before giving up. Of a remote end of which less than a quarter is in use, one flow in
 /// 10⁹ finds none; of others it is known which are taken.
 pub const ATTEMPTS: u32 = 16;
 
-/// Whether traffic from a pod to `destination`, leaving by `egress`, gets the node's address (row E-01). What lies behind another
-/// node does not leave.
-pub fn leaves_cluster(
-    tables: &Tables<'_>,
-    nat: &Nat,
-    destination: Address,
-    place: Place,
-    egress: Path,
-) -> bool {
+/// Whether traffic from a pod to a destination of that purpose, leaving by `egress`, gets the node's address (row E-01). What lies
+/// behind another node does not leave.
+pub fn leaves_cluster(nat: &Nat, purpose: Option<PrefixUse>, place: Place, egress: Path) -> bool {
     nat.row.masquerade_egress
         && matches!(egress.way, Way::Neighbor(_))
         && place == Place::Elsewhere
-        && !matches!(
-            tables.purpose(destination),
-            Some(PrefixUse::Pods | PrefixUse::Keep)
-        )
+        && !matches!(purpose, Some(PrefixUse::Pods | PrefixUse::Keep))
 }
 
 /// The ports of the configured range.
@@ -135,6 +125,7 @@ impl Iterator for Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
     use proptest::prelude::*;
     use sluice_contract::service::NatRow;
     use std::collections::HashSet;

@@ -55,6 +55,7 @@ fn deny_list(audit: bool) -> Vec<Row> {
             established: Established::Judged,
             audit,
             audit_node: false,
+            unlisted_pods: false,
         })),
         span(
             2,

@@ -8,8 +8,14 @@ use sluice_appliance::wire::tcp;
 use sluice_contract::overlay::{
     NextHopId, NextHopRow, OverlayRow, PeerId, PeerRow, RemoteRow, TunnelRow,
 };
-use sluice_contract::service::{AddressRole, FrontendKind, NatRow, ServiceKey, ServiceRow};
-use sluice_contract::{DropReason, LinkId, Mac, Protocol, Row, ToGuest};
+use sluice_contract::policy::{
+    Action, BindingRow, ClassRow, Established, IdentityRow, Layer, LayerId, PolicyRow, RuleId,
+    RulesetId, RulesetRow, SettingsRow, SpanEntry, SpanId, SpanRow, Target,
+};
+use sluice_contract::service::{
+    AddressRole, FrontendKind, NatRow, PrefixRow, PrefixUse, ServiceKey, ServiceRow,
+};
+use sluice_contract::{DropReason, Identity, LinkId, Mac, Protocol, Row, ToGuest};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 const PEER_MAC: Mac = Mac([2, 0, 0, 0, 1, 0x11]);
@@ -145,6 +151,89 @@ fn s10_a_service_at_another_nodes_address_has_its_ports_and_no_others() {
     assert_eq!(outside(&mut bench, V4.other_node, 80), Some(17));
     let to = syn(V4.other_node, 81);
     assert_eq!(sent_to(&mut bench, &to), (ip(V4.other_node), 81));
+}
+
+#[test]
+fn s07_a_range_of_services_drops_what_nobody_has_and_nothing_of_another_nodes_pods() {
+    let mut bench = with_peer();
+    bench.commit(&[service(ServiceRow::Prefix(PrefixRow {
+        prefix: prefix("10.0.8.0/21"),
+        purpose: PrefixUse::Services,
+    }))]);
+    let to = |address| packet(16, V4.pods[0], address).udp(unused(), 53).build();
+    let end = bench.send(16, &to("10.0.8.9"));
+    assert_eq!(end.dropped(), DropReason::SvcUnallocated);
+    bench.send(16, &to(REMOTE)).forwarded(UPLINK);
+}
+
+/// Policy of link 16: what it sends to pods of identity 300 is denied, whatever other policies say.
+fn denying(unlisted_pods: bool) -> Vec<Row> {
+    let deny = SpanEntry {
+        start: 0,
+        target: Target::Rule {
+            action: Action::Deny,
+            order: 0,
+            rule: RuleId(16),
+        },
+    };
+    let layer = Layer {
+        id: LayerId(4),
+        classes: true,
+        pods: SpanId::NOTHING,
+        others: SpanId::NOTHING,
+        v4: SpanId::NOTHING,
+        v6: SpanId::NOTHING,
+        miss: Action::Pass,
+        miss_rule: RuleId::NONE,
+    };
+    let rows = [
+        PolicyRow::Settings(SettingsRow {
+            unbound: Action::Accept,
+            host_reaches_pods: true,
+            established: Established::Judged,
+            audit: false,
+            audit_node: false,
+            unlisted_pods,
+        }),
+        PolicyRow::Span(SpanRow {
+            id: SpanId(1),
+            entries: [deny].into_iter().collect(),
+        }),
+        PolicyRow::Class(ClassRow {
+            layer: LayerId(4),
+            identity: Identity(300),
+            ports: SpanId(1),
+        }),
+        PolicyRow::Ruleset(RulesetRow {
+            id: RulesetId(4),
+            layers: [layer].into_iter().collect(),
+        }),
+        PolicyRow::Binding(BindingRow {
+            link: LinkId::new(16).expect("a link of a pod"),
+            ingress: RulesetId::NONE,
+            egress: RulesetId(4),
+        }),
+        PolicyRow::Identity(IdentityRow {
+            address: ip("10.0.9.8"),
+            identity: Identity(301),
+        }),
+    ];
+    rows.into_iter().map(Row::Policy).collect()
+}
+
+#[test]
+fn a_pod_that_is_not_listed_is_denied_where_a_denial_might_be_about_it_and_nobody_else_is() {
+    let mut bench = with_peer();
+    let to = |address| packet(16, V4.pods[0], address).udp(unused(), 53).build();
+    bench.commit(&denying(false));
+    bench.send(16, &to(REMOTE)).forwarded(UPLINK);
+    bench.commit(&denying(true));
+    let end = bench.send(16, &to(REMOTE));
+    assert_eq!(end.dropped(), DropReason::PolicyEgress);
+    // A pod that is listed, another node, and who is outside.
+    for address in ["10.0.9.8", V4.other_node, V4.outside] {
+        bench.send(16, &to(address)).forwarded(UPLINK);
+    }
 }
 
 #[test]

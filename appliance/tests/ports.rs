@@ -12,8 +12,10 @@ use sluice_appliance::testing::node::{
 };
 use sluice_appliance::time::Duration;
 use sluice_appliance::{Capacity, Verdict};
-use sluice_contract::DropReason;
+use sluice_contract::row::RatesRow;
 use sluice_contract::service::{ConnectionsRow, NatRow, ServiceRow};
+use sluice_contract::{DropReason, LinkId, Row};
+use std::num::NonZeroU32;
 
 const FIRST: u16 = 61_440;
 const PORTS: usize = 4_096;
@@ -105,6 +107,28 @@ fn e03_a_refused_flow_tries_no_port_and_is_told_so() {
     assert_eq!(again, opened);
     assert!(most <= 16, "{most}");
     bench.pipeline.conntrack().audit().unwrap();
+}
+
+#[test]
+fn b09_e03_a_flow_without_a_port_counts_as_no_connection_of_the_pods_rate() {
+    let a = V4;
+    let mut bench = node();
+    open(&mut bench, &a, 0, a.outside, PORTS);
+    let id = LinkId::new(16).unwrap();
+    bench.commit(&[Row::Rates(RatesRow {
+        link: id,
+        ingress_packets: None,
+        egress_packets: None,
+        ingress_connections: None,
+        egress_connections: NonZeroU32::new(10),
+    })]);
+    for n in 0..100u16 {
+        let flow = packet(16, a.pods[0], a.outside).udp(10_000 + n, 53).build();
+        let end = bench.send(16, &flow);
+        assert!(!matches!(end.verdict, Verdict::Forward(_)), "{n}");
+    }
+    let (opened, _) = open(&mut bench, &a, 0, "198.18.0.1", 100);
+    assert_eq!(opened, 10);
 }
 
 #[test]

@@ -426,6 +426,7 @@ fn denying(miss: Action) -> Vec<Row> {
             established: Established::Judged,
             audit: false,
             audit_node: false,
+            unlisted_pods: false,
         }),
         PolicyRow::Binding(BindingRow {
             link: LinkId::new(16).unwrap(),

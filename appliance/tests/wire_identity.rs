@@ -116,6 +116,7 @@ fn policy(friend: Identity, known: Identity) -> Vec<Row> {
             established: Established::Judged,
             audit: false,
             audit_node: false,
+            unlisted_pods: false,
         }),
         PolicyRow::Span(SpanRow {
             id: SpanId(1),

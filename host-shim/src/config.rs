@@ -515,6 +515,13 @@ mod tests {
             ),
             (
                 Config::parse(
+                    r#"{"image": "i", "services": {"cidrs": ["10.96.0.0/12", "::/0"]}}"#,
+                    false,
+                ),
+                "services.cidrs: \"::/0\" is every address there is",
+            ),
+            (
+                Config::parse(
                     r#"{"image": "i", "services": {"node_endpoints": ["exporter"]}}"#,
                     false,
                 ),

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.."
 merge=
 [ "${1:-}" = --merge ] && { merge=yes; shift; }
 seconds=${FUZZ_SECONDS:-60} jobs=${FUZZ_JOBS:-1} sanitizer=${FUZZ_SANITIZER:-}
-most_files=200 most_bytes=$((1024 * 1024)) # of one target's seeds
+most_files=300 most_bytes=$((300 * 1024)) # of one target's seeds
 
 targets=("$@")
 if [ ${#targets[@]} -eq 0 ]; then
@@ -60,8 +60,9 @@ merge() { # TARGET: seeds and what was found become the new seeds
   local target=$1 seeds=tests/fuzz/seeds/$1 new=$out/merged/$1 files=0 bytes=0 size file
   mkdir -p "$seeds" "$out/corpus/$target"
   rm -rf "$new"; mkdir -p "$new"
-  # Edges only, not how often each was taken: a tenth of the inputs, and fuzzing finds the rest again within seconds.
-  "$build/$triple/release/$target" "${limits[@]}" -merge=1 -use_counters=0 "$new" "$seeds" "$out/corpus/$target" \
+  # As few as cover all, by edges only, not how often each was taken: a tenth of the inputs, and fuzzing finds the rest again
+  # within seconds.
+  "$build/$triple/release/$target" "${limits[@]}" -set_cover_merge=1 -use_counters=0 "$new" "$seeds" "$out/corpus/$target" \
     >"$out/$target.log" 2>&1 || { echo "fuzz $target: the merge failed"; tail -n 25 "$out/$target.log"; return 1; }
   rm -rf "$seeds"; mkdir -p "$seeds"
   # The smallest first, as far as they fit.

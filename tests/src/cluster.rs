@@ -201,6 +201,7 @@ impl Cluster {
                 // nothing do, and are told.
                 config["source"] = json!({"directory": self.objects.directory()});
             }
+            config["services"] = json!({"cidrs": SERVICES});
             config["uplink"]["service_addresses"] = balanced().collect();
             config["pods"][0]["pod"] = format!("default/pod-{number}").into();
             config["pods"][0]["host_ports"] =

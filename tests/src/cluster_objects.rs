@@ -1,6 +1,7 @@
 //! What the cluster's objects say: a pod on each node, Services in front of the second node's, and policies that come and go.
 //! All nodes follow one directory, as they would follow one API.
 
+use crate::underlay::node4;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,15 @@ pub const LOCAL_PORT: u16 = 30081;
 pub const NOBODYS_PORT: u16 = 30082;
 /// The port at every node on which load balancers ask for the endpoints of the Service with the policy Local.
 pub const HEALTH_PORT: u16 = 30083;
+/// Of a Service in front of a program at node 2's own address: its ports, of which one is the tunnel's there, and the same at every
+/// node.
+pub const AT_NODE_IP: &str = "10.96.0.24";
+pub const TO_TUNNEL: [u16; 2] = [80, 30084];
+pub const TO_PROGRAM: [u16; 2] = [81, 30085];
+/// Where the program would be.
+pub const PROGRAM_PORT: u16 = 7001;
+/// Of the ranges of ClusterIPs, what no Service has.
+pub const NOBODYS_IPS: [&str; 2] = ["10.96.7.7", "fd00:96::7777"];
 /// What a load balancer has given the Service: one address in each family, by either traffic policy.
 pub const CLUSTER_LB: [&str; 2] = ["198.51.100.80", "2001:db8:80::80"];
 pub const LOCAL_LB: [&str; 2] = ["198.51.100.81", "2001:db8:80::81"];
@@ -62,6 +72,42 @@ impl Objects {
     pub fn addresses(&self, told: bool) -> Result<()> {
         let pods: Vec<String> = (1..=self.nodes).map(|node| pod(node, told)).collect();
         self.put("pods.yaml", &pods.join("---\n"))
+    }
+
+    /// Node 2 has a program at its own address, as node exporters have, and a Service in front of it has the tunnel's port among its
+    /// own.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn serve_at_node(&self, tunnel: u16) -> Result<()> {
+        let port = |name: &str, [port, node_port]: [u16; 2], target: u16| {
+            format!(
+                "{{name: {name}, protocol: UDP, port: {port}, targetPort: {target}, nodePort: {node_port}}}"
+            )
+        };
+        let address = node4(2);
+        self.put(
+            "at-node.yaml",
+            &format!(
+                "apiVersion: v1
+kind: Pod
+metadata: {{name: exporter, namespace: default, labels: {{at: node}}}}
+spec: {{nodeName: node-2, hostNetwork: true, containers: []}}
+status: {{podIP: {address}, podIPs: [{{ip: {address}}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: at-node, namespace: default}}
+spec:
+  type: NodePort
+  clusterIP: {AT_NODE_IP}
+  selector: {{at: node}}
+  ports: [{}, {}]
+",
+                port("tunnel", TO_TUNNEL, tunnel),
+                port("program", TO_PROGRAM, PROGRAM_PORT)
+            ),
+        )
     }
 
     /// Nobody may begin a connection to any pod, or everybody may.

@@ -5,8 +5,8 @@ use crate::capture::Capture;
 use crate::cluster::{Cluster, FAR4, FAR6};
 use crate::cluster_claims::Claim;
 use crate::cluster_objects::{
-    CLUSTER_IPS, CLUSTER_LB, CLUSTER_PORT, HEALTH_PORT, LOCAL_LB, LOCAL_PORT, NOBODYS_PORT,
-    SERVICE_PORT,
+    CLUSTER_IPS, CLUSTER_LB, CLUSTER_PORT, HEALTH_PORT, LOCAL_LB, LOCAL_PORT, NOBODYS_IPS,
+    NOBODYS_PORT, SERVICE_PORT,
 };
 use crate::command;
 use crate::lab::Lab;
@@ -21,10 +21,14 @@ const BULK: u64 = 1_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// All of them, by what they say.
-pub const ALL: [(&str, Claim); 5] = [
+pub const ALL: [(&str, Claim); 6] = [
     (
         "ClusterIPs lead to other nodes",
         cluster_ips_lead_across_nodes,
+    ),
+    (
+        "nobody's ClusterIP leads nowhere",
+        nobodys_cluster_ip_leads_nowhere,
     ),
     ("node ports serve the outside", node_ports_serve_the_outside),
     ("node ports serve the cluster", node_ports_serve_the_cluster),
@@ -68,7 +72,7 @@ fn beginning(line: &str) -> Option<(&'static str, String)> {
 }
 
 /// Frames that node `lab` dropped for `reason`.
-fn dropped(lab: &Lab, reason: &str) -> Result<u64> {
+pub(crate) fn dropped(lab: &Lab, reason: &str) -> Result<u64> {
     // A busy appliance answers late, and the status then goes without its counters.
     command::until("the appliance's counters", PATIENCE, || {
         let status = lab.status()?;
@@ -120,6 +124,27 @@ pub fn cluster_ips_lead_across_nodes(cluster: &Cluster) -> Result<String> {
         "a pod and both nodes, TCP and UDP, both families; the backend sees the client itself"
             .into(),
     )
+}
+
+/// What pods and nodes send to an address of the ClusterIPs' ranges that no Service has ends at their own node, and nothing of it is on
+/// the wire; a port that a Service does not have is refused.
+///
+/// # Errors
+/// If it goes anywhere else.
+pub fn nobodys_cluster_ip_leads_nowhere(cluster: &Cluster) -> Result<String> {
+    let (pod, node) = (cluster.pod(1)?, cluster.lab(1)?);
+    let filter = NOBODYS_IPS.map(|address| format!("host {address}"));
+    let wire = Capture::start(&node.host, "eth0", &filter.join(" or "))?;
+    for (nobodys, somebodys) in NOBODYS_IPS.into_iter().zip(CLUSTER_IPS) {
+        for client in [&pod.netns, &node.host] {
+            silent(node, "svc_unallocated", client, (nobodys, SERVICE_PORT))?;
+            let seen = attempt(client, somebodys, SERVICE_PORT + 1)?;
+            ensure!(seen == Attempt::Refused, "{somebodys}: {seen:?}");
+        }
+    }
+    let left = wire.frames()?.len();
+    ensure!(left == 0, "{left} frames went to the wire");
+    Ok("dropped at the node, for a pod and for the node itself, in both families".into())
 }
 
 /// The outside reaches a Service by a port of any node. With the policy Cluster the backend sees the node, with Local the client;

@@ -12,7 +12,8 @@
 //! * [`load`]: the traffic: windowed UDP, request/response, connection rate; [`traffic`]: between which namespaces.
 //! * [`underlay`]: what joins several nodes, and nodes that are the kernel's own.
 //! * [`cluster`]: several nodes of ours and the outside, [`cluster_objects`]: what they follow; [`cluster_claims`],
-//!   [`cluster_services`], [`cluster_policy`], [`cluster_frames`]: what they must show; [`cluster_trouble`]: what befalls them; [`capture`]: who judges it.
+//!   [`cluster_services`], [`cluster_policy`], [`cluster_frames`],
+//!   [`cluster_tunnels`]: what they must show; [`cluster_trouble`]: what befalls them; [`capture`]: who judges it.
 //! * [`membership`]: nodes that know each other from Node objects.
 //! * [`flannel`]: a node of the kernel's that is driven by Node annotations.
 //! * [`qemu`]: the image alone under QEMU.
@@ -32,6 +33,7 @@ pub mod cluster_objects;
 pub mod cluster_policy;
 pub mod cluster_services;
 pub mod cluster_trouble;
+pub mod cluster_tunnels;
 pub mod cni;
 pub mod command;
 pub mod cpu;

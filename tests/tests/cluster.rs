@@ -8,6 +8,7 @@ use sluice_tests::cluster_frames as frames;
 use sluice_tests::cluster_policy as policy;
 use sluice_tests::cluster_services as services;
 use sluice_tests::cluster_trouble as trouble;
+use sluice_tests::cluster_tunnels as tunnels;
 use sluice_tests::need;
 use sluice_tests::need::Need::{Kvm, Root, Tool};
 
@@ -102,9 +103,10 @@ fn e01_b01_pods_and_the_outside_reach_each_other_and_the_hosts_own_stays_the_hos
 }
 
 #[test]
-fn s02_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and_from_outside() {
+fn s02_s07_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and_from_outside()
+{
     need!(
-        "s02_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and_from_outside",
+        "s02_s07_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and_from_outside",
         Root,
         Kvm,
         Tool("ip"),
@@ -114,6 +116,22 @@ fn s02_s08_s10_s11_s12_s13_s19_s21_w06_n24_services_are_reached_across_nodes_and
     );
     let all = [&services::ALL[..], &[policy::PROBES]].concat();
     show(3, Mode::Vxlan, false, &all);
+}
+
+#[test]
+fn w08_no_service_leads_a_pod_into_another_nodes_tunnel() {
+    need!(
+        "w08_no_service_leads_a_pod_into_another_nodes_tunnel",
+        Root,
+        Kvm,
+        Tool("ip"),
+        Tool("bash"),
+        Tool("tcpdump"),
+        Tool("tshark")
+    );
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        show(2, mode, false, &[tunnels::CLAIM]);
+    }
 }
 
 #[test]

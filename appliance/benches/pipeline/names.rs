@@ -38,6 +38,7 @@ fn rules(names: &[String]) -> Vec<Row> {
             established: Established::Judged,
             audit: false,
             audit_node: false,
+            unlisted_pods: false,
         }),
         PolicyRow::Span(SpanRow {
             id: SpanId(1),

@@ -154,6 +154,9 @@ pub struct SettingsRow {
     pub audit: bool,
     /// The same of what the node's own policy denies: that of [`LinkId::HOST`].
     pub audit_node: bool,
+    /// Some pods elsewhere have no [`IdentityRow`], because there is no room: who is at an address where such a pod may be is
+    /// [`Identity::UNLISTED`](crate::Identity::UNLISTED).
+    pub unlisted_pods: bool,
 }
 
 /// A connection that began although a rule denies it, because policy is only audited.

@@ -175,6 +175,8 @@ impl Identity {
     pub const WORLD: Self = Self(0);
     /// The node itself.
     pub const HOST: Self = Self(1);
+    /// A pod elsewhere of which there are no rows. It may what everybody may, unless a denial might be about it.
+    pub const UNLISTED: Self = Self(2);
     /// Pods have identities from here on.
     pub const FIRST_POD: u32 = 256;
 

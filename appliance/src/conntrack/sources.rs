@@ -68,9 +68,13 @@ const fn cells(length: usize, hash: u64) -> [usize; 2] {
     [hash as usize & mask, row + ((hash >> 32) as usize & mask)]
 }
 
+#[inline]
 fn count(counts: &[u32], hash: u64) -> u32 {
-    let found = cells(counts.len(), hash).map(|at| counts.get(at).copied());
-    found.into_iter().flatten().min().unwrap_or(0)
+    let [first, second] = cells(counts.len(), hash);
+    match (counts.get(first), counts.get(second)) {
+        (Some(first), Some(second)) => *first.min(second),
+        _ => 0,
+    }
 }
 
 /// The ports that may hide sources.

@@ -9,9 +9,29 @@ use crate::policy::{Decision, Query};
 use crate::service::Origin;
 use crate::tables::Place;
 use sluice_contract::policy::{Direction, RuleId, WouldDeny};
+use sluice_contract::service::PrefixUse;
 use sluice_contract::{DropReason, Identity, LinkId, Protocol};
 
 impl<O: Observer> Stages<'_, '_, O> {
+    /// Who is at an address that is nobody's here.
+    fn identity_elsewhere(&self, address: Address) -> Identity {
+        let policy = self.tables.policy();
+        let identity = policy.identity_of(core::net::IpAddr::from(address));
+        if identity == Identity::WORLD && policy.leaves_pods_out() && self.may_be_a_pod(address) {
+            return Identity::UNLISTED;
+        }
+        identity
+    }
+
+    /// Whether another node's pod may have the address: it lies behind that node and is not the node's own, or pods' addresses are
+    /// from that range.
+    fn may_be_a_pod(&self, address: Address) -> bool {
+        let tables = self.tables;
+        tables.place(address) != Place::Peer
+            && (tables.overlay().remote(address).is_some()
+                || tables.purpose(address) == Some(PrefixUse::Pods))
+    }
+
     /// Whether the pods at both ends agree, each for itself, and the node where it is an end. `begun` is what the backend will
     /// see, but for its source, which is the true one. `is_old`: it has begun before.
     pub(super) fn policy(
@@ -21,11 +41,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         place: Place,
         is_old: bool,
     ) -> Result<RuleId, Refusal> {
-        let policy = self.tables.policy();
         let identity = |place: Place, address| match place {
             Place::Link(link) => self.tables.link(link).map(|link| link.identity()),
             Place::Node { .. } => Some(Identity::HOST),
-            _ => Some(policy.identity_of(core::net::IpAddr::from(address))),
+            _ => Some(self.identity_elsewhere(address)),
         };
         let source = match Origin::of(ingress) {
             Origin::Outside => identity(Place::Elsewhere, begun.source()),

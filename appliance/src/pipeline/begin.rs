@@ -1,6 +1,7 @@
 //! A packet that nobody knows: it reaches a Service or not, policy allows it or not, its source is rewritten or not, and only
 //! then its connection begins.
 
+use super::hide::{Hidden, Uncommitted, reason_of};
 use super::refusal::{Answer, Refusal};
 use super::transit::Stages;
 use crate::address::Address;
@@ -8,25 +9,27 @@ use crate::connection::{Memo, Path, signal_of};
 use crate::conntrack::{Attached, CommitError, Invalid, NewConnection, Signal, Stamp};
 use crate::flow::{Flow, FlowHash};
 use crate::frame::Frame;
-use crate::nat::{self, Candidates};
+use crate::nat;
 use crate::observe::{Observer, Step};
 use crate::parse::{Fragment, Packet};
-use crate::reply::{self, Trouble};
+use crate::reply;
 use crate::service::{self, Choice, NoChoice, Origin, Question};
 use crate::tables::Place;
 use crate::verdict::Verdict;
 use crate::wire::protocol;
-use sluice_contract::{DropReason, LinkId, Protocol};
+use sluice_contract::service::PrefixUse;
+use sluice_contract::{DropReason, LinkId};
 
 /// Well-known UDP ports of tunnels: VXLAN by IANA and by Linux, Geneve.
 const TUNNEL_PORTS: [u16; 3] = [4789, 8472, 6081];
 
 /// A connection that only wants to be committed.
-struct Ready {
+pub(super) struct Ready {
     new: NewConnection,
     /// The flow that leaves, before its source is rewritten.
-    to_backend: Flow,
-    masquerade: bool,
+    pub(super) to_backend: Flow,
+    /// What its source becomes, if another.
+    hidden: Option<Hidden>,
     path: Path,
 }
 
@@ -63,8 +66,12 @@ impl<O: Observer> Stages<'_, '_, O> {
             Err(NoChoice::UndefinedPort) if packet.is_echo() => return self.ping(frame, packet),
             Err(no) => return Err(refuse(no)),
         };
+        let mut purpose = None;
         if choice.is_none() {
-            if place == Place::Elsewhere && self.is_unallocated(packet) {
+            if place == Place::Elsewhere {
+                purpose = self.tables.purpose(packet.destination);
+            }
+            if purpose == Some(PrefixUse::Services) && self.is_unallocated(packet.destination) {
                 return Err(DropReason::SvcUnallocated.into());
             }
             let own = origin == Origin::Outside && matches!(place, Place::Node { .. });
@@ -73,7 +80,8 @@ impl<O: Observer> Stages<'_, '_, O> {
                 return self.hand_to_node(frame, packet, flow);
             }
         }
-        let ready = self.prepare(frame, packet, (flow, hash), choice.as_ref(), place)?;
+        let flow_hash = (flow, hash);
+        let ready = self.prepare(frame, packet, flow_hash, choice.as_ref(), (place, purpose))?;
         self.commit(frame, packet, flow, hash, &ready, choice.as_ref())
     }
 
@@ -156,10 +164,10 @@ impl<O: Observer> Stages<'_, '_, O> {
         chosen
     }
 
-    /// An address of the cluster's Services that nobody has: it must not wander off to the uplink (row S-07).
-    fn is_unallocated(&self, packet: &Packet) -> bool {
-        self.tables.purpose(packet.destination)
-            == Some(sluice_contract::service::PrefixUse::Services)
+    /// Whether an address of the cluster's Services is nobody's: it must not wander off to the uplink (row S-07). Pods behind another
+    /// node have theirs, even if they lie in a range that somebody took for the Services'.
+    fn is_unallocated(&self, address: Address) -> bool {
+        self.tables.overlay().remote(address).is_none()
     }
 
     /// An echo request to a Service's address (row S-31).
@@ -191,7 +199,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         packet: &Packet,
         (flow, hash): (&Flow, FlowHash),
         choice: Option<&Choice>,
-        place: Place,
+        (place, purpose): (Place, Option<PrefixUse>),
     ) -> Result<Ready, Refusal> {
         let ingress = frame.ingress;
         let signal = signal_of(frame, packet).ok_or(DropReason::CtNotOpening)?;
@@ -219,6 +227,21 @@ impl<O: Observer> Stages<'_, '_, O> {
             self.path_back(ingress, flow.source(), tunnelled)?
         };
         let rule = self.policy(ingress, &to_backend, place, false)?;
+        if let Some(link) = self.tables.link(ingress).filter(|_| !O::DRY) {
+            let group = link.group(ingress);
+            self.state.conntrack.belongs_to(ingress, group);
+        }
+        let unmasked = answers.is_some_and(|answers| answers.unmasked);
+        let masquerades = match choice {
+            Some(choice) => choice.masquerade && !unmasked,
+            None => self.leaves_cluster(ingress, (place, purpose), path),
+        };
+        // As early as it may be: a flood of what finds no port gets no further.
+        let hidden = if masquerades {
+            Some(self.hide(ingress, &to_backend, None)?)
+        } else {
+            None
+        };
         let mut hop = self.hop(path)?;
         if names {
             self.name_target(&to_backend, &mut hop);
@@ -239,17 +262,10 @@ impl<O: Observer> Stages<'_, '_, O> {
             },
             words: memo.pack(),
         };
-        let leaves = choice.is_none()
-            && ingress.is_pod()
-            && self.tables.nat().is_some_and(|nat| {
-                let to = to_backend.destination();
-                nat::leaves_cluster(self.tables, nat, to, place, path)
-            });
-        let unmasked = answers.is_some_and(|answers| answers.unmasked);
         Ok(Ready {
             new,
             to_backend,
-            masquerade: leaves || choice.is_some_and(|choice| choice.masquerade && !unmasked),
+            hidden,
             path,
         })
     }
@@ -291,17 +307,15 @@ impl<O: Observer> Stages<'_, '_, O> {
         choice: Option<&Choice>,
     ) -> Result<Verdict, Refusal> {
         let mut new = ready.new;
-        let owner = new.owner();
-        if let Some(link) = self.tables.link(owner).filter(|_| !O::DRY) {
-            self.state.conntrack.belongs_to(owner, link.group(owner));
-        }
-        let committed = if ready.masquerade {
-            self.masquerade(&mut new, flow, ready, None)
+        let committed = if let Some(hidden) = ready.hidden {
+            self.masquerade(&mut new, flow, ready, hidden, nat::ATTEMPTS)
         } else {
             new.reply = ready.to_backend.reversed();
             match self.try_commit(&new) {
                 Err(CommitError::ReplyTaken(_)) => {
-                    self.masquerade(&mut new, flow, ready, Some(flow.source()))
+                    let hidden = self.hide(new.owner(), &ready.to_backend, Some(flow.source()))?;
+                    // The flow's own source was one try.
+                    self.masquerade(&mut new, flow, ready, hidden, nat::ATTEMPTS - 1)
                 }
                 other => other.map_err(Uncommitted::Conntrack),
             }
@@ -315,84 +329,6 @@ impl<O: Observer> Stages<'_, '_, O> {
         }
     }
 
-    /// Commits with another source: the node's address, or `own` after that did not do, and a port that is free towards the
-    /// backend. The shares are asked first, which costs no search; and a search is bounded.
-    fn masquerade(
-        &mut self,
-        new: &mut NewConnection,
-        flow: &Flow,
-        ready: &Ready,
-        own: Option<Address>,
-    ) -> Result<(), Uncommitted> {
-        let owner = new.owner();
-        if let Err(error) = self.state.conntrack.has_share(owner) {
-            if !O::DRY {
-                self.state.conntrack.count_refused(owner, error);
-            }
-            return Err(error.into());
-        }
-        let nat = self.tables.nat().ok_or(DropReason::NatNoAddress)?;
-        let address = own.or_else(|| nat.address(flow.family()));
-        let address = address.ok_or(DropReason::NatNoAddress)?;
-        // Without a port there is nothing to choose.
-        let has_port = flow.is_icmp() || Protocol::from_number(flow.protocol()).is_some();
-        if !has_port {
-            let tried = self.try_port(new, ready, (address, 0));
-            return tried.map_err(|error| match error {
-                CommitError::ReplyTaken(_) => exhausted(),
-                error => error.into(),
-            });
-        }
-        let range = nat::range(nat);
-        let ct = &self.state.conntrack;
-        let remote = ct.remote(&ready.to_backend.with_source(address, 0).reversed());
-        let mut candidates = Candidates::of(&self.state.hasher, nat, flow);
-        if !ct.has_port(remote, owner, range, self.now) {
-            return Err(exhausted());
-        }
-        let first = candidates.first();
-        // The flow's own source was one try.
-        for _ in u32::from(own.is_some())..nat::ATTEMPTS {
-            let known = self.state.conntrack.free_port(remote, range, first);
-            let Some(port) = known.unwrap_or_else(|| candidates.next()) else {
-                break;
-            };
-            match self.try_port(new, ready, (address, port)) {
-                Err(CommitError::ReplyTaken(hit)) if !O::DRY => {
-                    let ct = &mut self.state.conntrack;
-                    ct.port_is_taken(remote, range, &new.reply, hit);
-                }
-                Err(CommitError::ReplyTaken(_)) => {}
-                other => return other.map_err(Into::into),
-            }
-        }
-        if !O::DRY {
-            self.state.conntrack.ports_are_exhausted(remote, self.now);
-        }
-        Err(exhausted())
-    }
-
-    fn try_port(
-        &mut self,
-        new: &mut NewConnection,
-        ready: &Ready,
-        (address, port): (Address, u16),
-    ) -> Result<(), CommitError> {
-        new.reply = ready.to_backend.with_source(address, port).reversed();
-        self.try_commit(new)?;
-        self.observer.note(Step::Masquerade { address, port });
-        Ok(())
-    }
-
-    fn try_commit(&mut self, new: &NewConnection) -> Result<(), CommitError> {
-        if O::DRY {
-            let ct = &self.state.conntrack;
-            let taken = ct.lookup(&new.reply, ct.hash(&new.reply), self.now);
-            return taken.map_or(Ok(()), |hit| Err(CommitError::ReplyTaken(hit)));
-        }
-        self.state.conntrack.commit(new, self.now).map(|_| ())
-    }
-
     fn not_committed(
         &mut self,
         frame: &mut Frame<'_>,
@@ -404,10 +340,7 @@ impl<O: Observer> Stages<'_, '_, O> {
         match error {
             // Another packet of this flow was first, on another queue: this one belongs to its connection.
             CommitError::Conflict(hit) => self.belonging(frame, packet, flow, hash, hit),
-            CommitError::ReplyTaken(_) => Err(DropReason::NatExhausted.into()),
-            CommitError::Full => Err(DropReason::CtFull.into()),
-            CommitError::Quota => Err(DropReason::CtQuota.into()),
-            CommitError::Family => Err(DropReason::Malformed.into()),
+            error => Err(reason_of(error).into()),
         }
     }
 
@@ -435,29 +368,6 @@ impl<O: Observer> Stages<'_, '_, O> {
         let hop = self.hop(path)?;
         self.send(frame, packet, flow, &new.outgoing(), &hop)
     }
-}
-
-/// Why a connection did not begin.
-enum Uncommitted {
-    Conntrack(CommitError),
-    Refused(Refusal),
-}
-
-impl From<CommitError> for Uncommitted {
-    fn from(error: CommitError) -> Self {
-        Self::Conntrack(error)
-    }
-}
-
-impl From<DropReason> for Uncommitted {
-    fn from(reason: DropReason) -> Self {
-        Self::Refused(reason.into())
-    }
-}
-
-const fn exhausted() -> Uncommitted {
-    let answer = Answer::Error(Trouble::Prohibited);
-    Uncommitted::Refused(Refusal::told(DropReason::NatExhausted, answer))
 }
 
 /// What a Service without a backend tells.

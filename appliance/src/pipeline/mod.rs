@@ -20,6 +20,7 @@ mod batch;
 mod begin;
 mod cut;
 mod direct;
+mod hide;
 mod names;
 mod refusal;
 mod related;

@@ -153,6 +153,7 @@ impl Missing {
         let tells_pods_apart = layer.classes || layer.pods != layer.others;
         layer.miss != Action::Deny
             && match peer {
+                Identity::UNLISTED => tells_pods_apart,
                 Identity::WORLD => self.identities && tells_pods_apart,
                 peer => self.classes && layer.classes && peer.is_pod(),
             }
@@ -213,6 +214,11 @@ impl<'m> Policy<'m> {
             .find(0, &address_words(address))
             .and_then(|value| value.first())
             .map_or(Identity::WORLD, |identity| Identity(*identity as u32))
+    }
+
+    /// Whether pods elsewhere may be missing in the rows, for want of room.
+    pub fn leaves_pods_out(&self) -> bool {
+        self.settings.is_some_and(|settings| settings.unlisted_pods)
     }
 
     /// What becomes of connections that began before a change.
@@ -295,7 +301,13 @@ impl<'m> Policy<'m> {
         let is_pod = query.peer.is_pod();
         let class = (is_pod && layer.classes).then(class).flatten();
         if class.is_none() && self.missing.concerns(layer, query.peer) {
-            return (Action::Deny, RuleId::BROKEN);
+            let is_known = query.peer == Identity::UNLISTED;
+            let rule = if is_known {
+                RuleId::NO_ROOM
+            } else {
+                RuleId::BROKEN
+            };
+            return (Action::Deny, rule);
         }
         let ports = class.unwrap_or(if is_pod { layer.pods } else { layer.others });
         let by_identity = self.spans.walk(ports, &[], port);

@@ -208,6 +208,7 @@ fn policy(others: bool) -> Vec<Row> {
             established: Established::Judged,
             audit: false,
             audit_node: false,
+            unlisted_pods: false,
         })),
         Row::Policy(PolicyRow::Span(SpanRow { id: all, entries })),
         Row::Policy(PolicyRow::Ruleset(RulesetRow {

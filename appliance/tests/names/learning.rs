@@ -78,6 +78,7 @@ fn rows(names: &[&str]) -> Vec<Row> {
             established: Established::Judged,
             audit: false,
             audit_node: false,
+            unlisted_pods: false,
         })),
         span(1, &ask),
         span(2, &secure),

@@ -218,6 +218,7 @@ impl World {
                 established: Established::Judged,
                 audit: false,
                 audit_node: false,
+                unlisted_pods: false,
             }),
             PolicyRow::Span(SpanRow {
                 id: SpanId(1),

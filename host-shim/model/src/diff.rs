@@ -117,6 +117,16 @@ impl Tables {
         }
     }
 
+    /// Whether some pods have no row although they have addresses.
+    pub(crate) fn leave_pods_out(&mut self, unlisted_pods: bool) {
+        if let Some(settings) = self.settings {
+            self.set_settings(SettingsRow {
+                unlisted_pods,
+                ..settings
+            });
+        }
+    }
+
     pub(crate) fn set_identity(&mut self, address: IpAddr, identity: Option<Identity>) {
         let was = change(&mut self.identities, address, identity);
         self.note(Key::Policy(PolicyKey::Identity(address)), was);

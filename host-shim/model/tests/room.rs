@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sluice_appliance::Verdict;
 use sluice_appliance::apply::Outcome;
+use sluice_appliance::policy::Query;
 use sluice_appliance::tables::Capacity;
 use sluice_appliance::testing::{Bench, Builder};
-use sluice_contract::policy::{Action, PolicyKey, PolicyRow, RulesetId};
+use sluice_contract::policy::{Action, Direction, PolicyKey, PolicyRow, RulesetId};
 use sluice_contract::report::{Reject, RejectReason};
 use sluice_contract::row::LinkRow;
-use sluice_contract::{DropReason, Key, LinkId, Mac, Row, ToGuest};
+use sluice_contract::{DropReason, Key, LinkId, Mac, Protocol, Row, ToGuest};
 use sluice_model::compile::{Attached, Config, Model};
 use sluice_model::diff::Step;
 use sluice_model::finding::Severity;
@@ -157,6 +158,21 @@ impl Node {
         }
     }
 
+    /// Whether policy lets a pod begin a connection to an address elsewhere.
+    fn may_begin(&self, from: usize, to: &str) -> bool {
+        let policy = self.bench.pipeline.tables().policy();
+        let peer_address = to.parse().unwrap();
+        let decision = policy.judge(&Query {
+            link: link(from),
+            direction: Direction::Egress,
+            peer: policy.identity_of(peer_address),
+            peer_address,
+            protocol: Some(Protocol::Tcp),
+            port: 80,
+        });
+        decision.accepted
+    }
+
     fn is_denied(&mut self, from: usize, to: usize) -> bool {
         self.port += 1;
         let to = address(to);
@@ -270,6 +286,61 @@ fn a_namespace_of_a_hundred_thousand_networks_denies_its_own_pods() {
     assert!(node.left_out().is_empty() && !node.is_denied(A1, B1));
     let denied = Key::Policy(PolicyKey::Ruleset(RulesetId::NO_ROOM));
     assert_eq!(node.model.tables().row(&denied), None);
+}
+
+#[test]
+fn a_namespace_of_very_many_pods_is_unknown_beyond_its_share_and_no_other_is() {
+    let mut node = Node::new(Capacity::default());
+    let pod = |namespace: &str, name: &str, address: &str| {
+        json!({"metadata": {"name": name, "namespace": namespace, "labels": {"pod": name}},
+            "spec": {"nodeName": "there"}, "status": {"podIP": address}})
+    };
+    let many: Vec<(String, String)> = (0..20_000_u16)
+        .map(|n| {
+            let [high, low] = n.to_be_bytes();
+            (format!("many-{n:05}"), format!("10.100.{high}.{low}"))
+        })
+        .collect();
+    for (name, address) in &many {
+        node.put(Kind::Pod, pod("a", name, address));
+    }
+    // The last of all in every order.
+    node.put(Kind::Pod, pod("b", "z", "10.200.0.1"));
+    node.policy(
+        "b",
+        "to-z",
+        json!({"podSelector": {"matchLabels": {"pod": "p1"}}, "policyTypes": ["Egress"],
+            "egress": [{"to": [{"podSelector": {"matchLabels": {"pod": "z"}}}]}]}),
+    );
+    node.tell();
+    assert!(node.may_begin(B1, "10.200.0.1"), "b's pod is unknown");
+    assert!(!node.may_begin(B1, "10.200.0.2"));
+    let of = |node: &Node, address: &str| {
+        let policy = node.bench.pipeline.tables().policy();
+        policy.identity_of(address.parse().unwrap())
+    };
+    let known = many.iter().filter(|it| of(&node, &it.1).is_pod()).count();
+    // A sixteenth of 16 000 is kept free; a has two pods here, which come first; the others have four, and z.
+    assert_eq!(known, 15_000 - PODS.len() - 1);
+    assert!(!of(&node, &many[19_999].1).is_pod() && of(&node, &many[0].1).is_pod());
+    let policy = node.bench.pipeline.tables().policy();
+    assert!(policy.leaves_pods_out());
+    let out = node.left_out();
+    let reason = out.get("Namespace a").unwrap();
+    assert!(
+        reason.contains("5006 of its pods, such as a/many-14994") && reason.contains("15000"),
+        "{reason}"
+    );
+    assert_eq!(out.len(), 1, "{out:#?}");
+    node.remove(Kind::NetworkPolicy, "b", "to-z");
+    node.b_goes_on();
+    for (name, _) in &many[10_000..] {
+        node.remove(Kind::Pod, "a", name);
+    }
+    node.tell();
+    assert!(node.left_out().is_empty() && of(&node, &many[9_999].1).is_pod());
+    let policy = node.bench.pipeline.tables().policy();
+    assert!(!policy.leaves_pods_out());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::Protocol;
+use sluice_contract::limits::PREFIXES;
 use sluice_contract::overlay::TunnelProtocol;
 use sluice_contract::policy::Established as Kept;
 use sluice_model::compile::{DefaultDeny, ServiceMatch};
@@ -101,7 +102,7 @@ pub struct ServicesConfig {
     /// addresses. A node's address counts only where it is listed by itself (/32, /128).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub external_addresses: Vec<String>,
-    /// Ranges of ClusterIPs.
+    /// Ranges of ClusterIPs. What is sent to an address of them that no Service has is dropped.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cidrs: Vec<String>,
     /// Services (`namespace/name`, or `namespace/*`) that may have addresses of nodes as endpoints although no Pod of their namespace
@@ -152,6 +153,15 @@ impl ServicesConfig {
                 let reason = format!("{wrong:?} is no range of addresses, such as 192.0.2.0/24");
                 return Err((field, reason));
             }
+        }
+        if self.cidrs.len() > PREFIXES {
+            let reason = format!("names more than {PREFIXES} ranges");
+            return Err(("services.cidrs", reason));
+        }
+        let is_all = |it: &&String| parse_prefix(it).is_some_and(|range| range.length() == 0);
+        if let Some(all) = self.cidrs.iter().find(is_all) {
+            let reason = format!("{all:?} is every address there is, not a range of ClusterIPs");
+            return Err(("services.cidrs", reason));
         }
         let is_wrong = |it: &&String| ServiceMatch::parse(it).is_none();
         if let Some(wrong) = self.node_endpoints.iter().find(is_wrong) {

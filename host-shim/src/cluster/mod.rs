@@ -340,6 +340,7 @@ fn model_config(config: &Config, source: &SourceConfig) -> ModelConfig {
             uplink.peers.iter().flat_map(own).collect()
         }),
         addresses: plan::plan(config),
+        prefixes: plan::service_ranges(config),
         forwarding: config.services.forwarding,
         no_direct_return: ServicesConfig::no_direct_return(config.uplink.as_ref()).map(Into::into),
         // What the uplink brings to the appliance, and nothing else.

@@ -1,5 +1,6 @@
 //! What the configuration says of addresses, for the model: which are the cluster's own, and which Services may have.
 
+use sluice_contract::service::{PrefixRow, PrefixUse};
 use sluice_model::compile::{AddressPlan, ServiceMatch};
 use sluice_model::object::Prefix;
 
@@ -33,6 +34,16 @@ pub(super) fn plan(config: &Config) -> AddressPlan {
             .filter_map(|it| ServiceMatch::parse(it))
             .collect(),
     }
+}
+
+/// The ranges of which the appliance drops what no Service has.
+pub(super) fn service_ranges(config: &Config) -> Vec<PrefixRow> {
+    let ranges = config.services.cidrs.iter();
+    let row = |prefix| PrefixRow {
+        prefix,
+        purpose: PrefixUse::Services,
+    };
+    ranges.filter_map(|it| parse_prefix(it)).map(row).collect()
 }
 
 fn prefixes<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<Prefix> {

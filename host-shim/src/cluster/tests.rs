@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sluice_contract::name::{Learnt, NameRow};
 use sluice_contract::policy::{PolicyKey, PolicyRow, RulesetId};
 use sluice_contract::row::LinkRow;
-use sluice_contract::service::{AddressRole, ServiceRow};
+use sluice_contract::service::{AddressRole, PrefixRow, PrefixUse, ServiceKey, ServiceRow};
 use sluice_contract::{Identity, Key, LinkId, Mac, Row};
 
 use super::report::{LearntName, NotTold};
@@ -19,10 +19,12 @@ use super::{Cluster, pod_name};
 use crate::config::Config;
 use crate::control::Control;
 use crate::control::testing::Guest;
+use crate::uplink::config::parse_prefix;
 
 mod api;
 
 const LIMIT: Duration = Duration::from_secs(10);
+const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/12", "fd00:96::/112"];
 
 fn directory(name: &str) -> std::path::PathBuf {
     let unique = format!("sluice-cluster-{name}-{}", std::process::id());
@@ -55,6 +57,7 @@ impl Ground {
         let text = serde_json::json!({
             "image": "i", "run_dir": directory, "node_name": "here",
             "cni": {"node_addresses": ["192.0.2.7"]},
+            "services": {"cidrs": SERVICE_RANGES},
             "source": source,
         });
         let config = Config::parse(&text.to_string(), false).unwrap();
@@ -192,6 +195,21 @@ spec:
   policyTypes: [Ingress]
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 8080}]}]
 ";
+
+#[test]
+fn s07_the_appliance_is_told_the_ranges_of_clusterips() {
+    let mut ground = Ground::new("ranges", &[("pods.yaml", PODS)]);
+    ground.serve();
+    for range in SERVICE_RANGES {
+        let prefix = parse_prefix(range).unwrap();
+        let key = Key::Service(ServiceKey::Prefix(prefix));
+        let row = Row::Service(ServiceRow::Prefix(PrefixRow {
+            prefix,
+            purpose: PrefixUse::Services,
+        }));
+        ground.until(range, |it| it.row(key) == Some(row.clone()));
+    }
+}
 
 #[test]
 fn b11_annotations_of_pods_and_namespaces_mark_what_pods_send() {

@@ -37,6 +37,8 @@ mod segment;
 #[cfg(test)]
 mod segment_tests;
 mod send;
+#[cfg(test)]
+mod shared_tests;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]

@@ -58,6 +58,9 @@ pub enum MemoryError {
 struct Region {
     spec: RegionSpec,
     map: MmapRegion,
+    /// What is mapped, unless it is a file.
+    #[cfg(test)]
+    _own: Option<own::Pages>,
 }
 
 /// The mapped guest memory.
@@ -111,7 +114,12 @@ impl GuestMemory {
             }
             let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
                 .map_err(|source| MemoryError::Map { guest, len, source })?;
-            regions.push(Region { spec: *spec, map });
+            regions.push(Region {
+                spec: *spec,
+                map,
+                #[cfg(test)]
+                _own: None,
+            });
         }
         Ok(Self { regions })
     }
@@ -403,3 +411,69 @@ impl Scatter {
 
 /// Most entries of one `readv` (UIO_MAXIOV).
 pub(super) const MAX_ENTRIES: usize = 1024;
+
+/// Memory of this process in place of a file's: whoever checks each access (Miri, AddressSanitizer) knows where it ends.
+#[cfg(test)]
+mod own {
+    use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+    use std::ptr::NonNull;
+
+    use vm_memory::{MmapRegion, VolatileMemory as _, VolatileSlice};
+
+    use super::{GuestMemory, Region, RegionSpec};
+
+    /// As `MmapRegion` wants it.
+    const PAGE: usize = 4096;
+
+    #[derive(Debug)]
+    pub(super) struct Pages {
+        at: NonNull<u8>,
+        layout: Layout,
+    }
+
+    // SAFETY: it is memory and nothing else; whoever accesses it does so through `MmapRegion`, which is Send and Sync.
+    unsafe impl Send for Pages {}
+    // SAFETY: as above.
+    unsafe impl Sync for Pages {}
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            // SAFETY: `at` came from `alloc_zeroed` with this layout, and the region that points there goes with this.
+            unsafe { dealloc(self.at.as_ptr(), self.layout) };
+        }
+    }
+
+    impl GuestMemory {
+        /// One region of whole pages at these addresses, of this process's own memory.
+        pub(in super::super) fn of_own_pages(guest: u64, user: u64, pages: usize) -> Self {
+            let size = pages * PAGE;
+            let layout = Layout::from_size_align(size, PAGE).unwrap();
+            // SAFETY: the layout is not empty.
+            let at = unsafe { alloc_zeroed(layout) };
+            let at = NonNull::new(at).unwrap_or_else(|| handle_alloc_error(layout));
+            // SAFETY: `size` bytes at `at` are allocated until `Pages` is dropped, which the region itself owns.
+            let map = unsafe {
+                MmapRegion::build_raw(at.as_ptr(), size, libc::PROT_READ | libc::PROT_WRITE, 0)
+            };
+            let spec = RegionSpec {
+                guest,
+                len: size as u64,
+                user,
+                offset: 0,
+            };
+            let region = Region {
+                spec,
+                map: map.unwrap(),
+                _own: Some(Pages { at, layout }),
+            };
+            Self {
+                regions: vec![region],
+            }
+        }
+
+        /// The guest's own view of it.
+        pub(in super::super) fn slice(&self) -> VolatileSlice<'_> {
+            self.regions[0].map.as_volatile_slice()
+        }
+    }
+}

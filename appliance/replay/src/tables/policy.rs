@@ -25,6 +25,7 @@ struct Settings {
     audit: bool,
     #[serde(default)]
     audit_node: bool,
+    unlisted_pods: bool,
 }
 
 /// See [`IdentityRow`].
@@ -138,6 +139,7 @@ impl Policy {
                 established: settings.established.0,
                 audit: settings.audit,
                 audit_node: settings.audit_node,
+                unlisted_pods: settings.unlisted_pods,
             };
             put("policy.settings".into(), PolicyRow::Settings(row));
         }

@@ -15,6 +15,7 @@ mod numbers;
 mod ownership;
 mod paint;
 mod plan;
+mod pod_room;
 mod pods;
 mod policy;
 mod policy_left_out;
@@ -202,6 +203,7 @@ fn settings(config: &Config) -> SettingsRow {
         established: config.established,
         audit: config.audit,
         audit_node: config.host_policy.mode == HostPolicyMode::Audit,
+        unlisted_pods: false,
     }
 }
 

@@ -23,7 +23,8 @@ pub(crate) struct Pods {
 /// What policy sees of a pod.
 #[derive(Debug, PartialEq, Eq)]
 struct View {
-    identity: Identity,
+    /// None for a pod that is left out.
+    identity: Option<Identity>,
     addresses: Vec<IpAddr>,
 }
 
@@ -55,28 +56,53 @@ impl Pods {
     }
 
     pub(crate) fn identity(&self, pod: &Name) -> Option<Identity> {
-        self.views.get(pod).map(|view| view.identity)
+        self.views.get(pod).and_then(|view| view.identity)
     }
 
-    /// A pod has appeared, changed or gone.
+    /// How many addresses a pod has, as policy sees it.
+    pub(crate) fn addresses(
+        &self,
+        name: &Name,
+        pod: Option<&Pod>,
+        attached: Option<&Attached>,
+    ) -> usize {
+        let seen = self.see(name, pod, attached);
+        seen.map_or(0, |(_, addresses)| addresses.len())
+    }
+
+    /// Group and addresses of a pod; `None`: policy does not see it.
+    fn see(
+        &self,
+        name: &Name,
+        pod: Option<&Pod>,
+        attached: Option<&Attached>,
+    ) -> Option<(Group, Vec<IpAddr>)> {
+        match (pod, attached, self.undescribed) {
+            (None, Some(attached), Undescribed::AsBefore) => {
+                let group = self.identities.group(self.identity(name)?)?;
+                Some((group.clone(), attached.addresses.clone()))
+            }
+            _ => see(name, pod, attached),
+        }
+    }
+
+    /// A pod has appeared, changed or gone, or there is room for it or none any more.
     pub(crate) fn update(
         &mut self,
         name: &Name,
         pod: Option<&Pod>,
         attached: Option<&Attached>,
+        is_left_out: bool,
     ) -> Touched {
         let mut touched = Touched::default();
+        let seen = self.see(name, pod, attached);
         let former = self.views.remove(name);
-        let seen = match (pod, attached, self.undescribed) {
-            (None, Some(attached), Undescribed::AsBefore) => former
-                .as_ref()
-                .and_then(|it| self.identities.group(it.identity))
-                .map(|group| (group.clone(), attached.addresses.clone())),
-            _ => see(name, pod, attached),
-        };
         let view = seen.map(|(group, addresses)| {
-            let (identity, is_new) = self.identities.acquire(group);
-            touched.appeared = is_new.then_some(identity);
+            let identity = (!is_left_out).then(|| {
+                let (identity, is_new) = self.identities.acquire(group);
+                touched.appeared = is_new.then_some(identity);
+                identity
+            });
             View {
                 identity,
                 addresses,
@@ -96,10 +122,7 @@ impl Pods {
                 }
             }
             // After the new one was acquired: if it is the same identity it lives on.
-            touched.gone = self
-                .identities
-                .release(former.identity)
-                .then_some(former.identity);
+            touched.gone = (former.identity).filter(|identity| self.identities.release(*identity));
         }
         if let Some(view) = view {
             for address in &view.addresses {
@@ -134,7 +157,7 @@ impl Pods {
     }
 }
 
-/// Group and addresses of a pod; `None`: policy does not see it.
+/// The same of one that is described, or need not be.
 fn see(
     name: &Name,
     pod: Option<&Pod>,
@@ -174,10 +197,10 @@ mod tests {
             rates: Default::default(),
         };
         let mut pods = Pods::new(Undescribed::AsBefore, []);
-        let before = pods.update(&name, Some(&pod), None);
+        let before = pods.update(&name, Some(&pod), None, false);
         assert!(before.appeared.is_some() && before.addresses.is_empty());
         pod.addresses.push(IpAddr::from([10, 0, 0, 9]));
-        let after = pods.update(&name, Some(&pod), None);
+        let after = pods.update(&name, Some(&pod), None, false);
         assert_eq!((after.appeared, after.gone), (None, None));
         assert_eq!(pods.identity(&name), before.appeared);
         for unseen in [
@@ -186,7 +209,7 @@ mod tests {
         ] {
             let mut pod = pod.clone();
             unseen(&mut pod);
-            pods.update(&name, Some(&pod), None);
+            pods.update(&name, Some(&pod), None, false);
             assert_eq!(pods.identity(&name), None);
         }
     }

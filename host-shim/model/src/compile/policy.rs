@@ -8,6 +8,7 @@ use sluice_contract::{Identity, LinkId};
 
 use super::identity::{Displaced, Identities};
 use super::node::Subject;
+use super::pod_room::PodRoom;
 use super::pods::Pods;
 use super::policy_room::Fit;
 use super::policy_shares::Weight;
@@ -35,6 +36,7 @@ pub(crate) struct Engine {
     pub(super) bound: BTreeMap<LinkId, [RulesetId; 2]>,
     pub(super) node: Subject,
     pub(super) fit: Fit,
+    pub(super) pod_room: PodRoom,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ impl Engine {
             bound: BTreeMap::new(),
             node: Subject::new(config),
             fit: Fit::default(),
+            pod_room: PodRoom::default(),
         }
     }
 
@@ -98,12 +101,21 @@ impl Engine {
             .iter()
             .map(|(link, it)| (&it.pod, (*link, it)))
             .collect();
-        let pods: BTreeSet<&Name> = changes.pods.iter().chain(touched).collect();
+        let mut pods: BTreeSet<&Name> = changes.pods.iter().chain(touched).collect();
+        for pod in &pods {
+            let attached = local.get(pod).map(|(_, it)| *it);
+            let count = self.pods.addresses(pod, store.pod(pod), attached);
+            self.pod_room.set(pod, attached.is_some(), count);
+        }
+        let moved = self.pod_room.settle();
+        pods.extend(&moved);
+        tables.leave_pods_out(self.pod_room.leaves_any_out());
         let mut affected = Affected::new();
         let mut addresses = BTreeSet::new();
         for pod in &pods {
             let attached = local.get(pod).map(|(_, it)| *it);
-            let touched = self.pods.update(pod, store.pod(pod), attached);
+            let is_left_out = self.pod_room.is_left_out(pod);
+            let touched = self.pods.update(pod, store.pod(pod), attached, is_left_out);
             addresses.extend(touched.addresses);
             for identity in touched.appeared.into_iter().chain(touched.gone) {
                 self.reselect(identity, store, &mut affected);

@@ -82,6 +82,7 @@ impl Engine {
     pub(super) fn set_room(&mut self, room: &Room) {
         let before = self.fit.room;
         self.fit.set_room(room);
+        self.pod_room.set_room(room);
         if before != self.fit.room {
             // How large a map may be is another one now.
             self.fit.remeasure = true;
@@ -289,7 +290,8 @@ impl Engine {
             );
             Some((format!("Pod {pod}"), reason))
         });
-        let all: BTreeSet<(String, String)> = rulesets.chain(pods).collect();
+        let unknown = self.pod_room.left_out();
+        let all: BTreeSet<(String, String)> = rulesets.chain(pods).chain(unknown).collect();
         all.into_iter().collect()
     }
 }
