@@ -21,7 +21,7 @@ image: ## the guest image: one static ELF with a PVH note
 	@cargo build --profile guest -p sluice-guest --bin sluice-appliance
 
 build: setup-run image ## everything, optimised
-	@cargo build --release -p sluice-vmm -p sluice-host -p sluice-cni -p sluice-replay -p sluice-tests
+	@cargo build --release -p sluice-vmm -p sluice-trunk -p sluice-process -p sluice-host -p sluice-cni -p sluice-replay -p sluice-tests
 
 run: build ## one node with the pods of EXAMPLE, live status until Ctrl-C, then nothing is left
 	@$(REL)/sluice-lab run $(EXAMPLE)

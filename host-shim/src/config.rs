@@ -33,7 +33,7 @@ pub enum Isolation {
     Process,
     /// QEMU without KVM: slow, works anywhere.
     Tcg,
-    /// Started by somebody else, who listens on the ports socket and connects to the control socket.
+    /// Started by other means: it listens on the ports socket and connects to the control socket.
     External,
 }
 

@@ -17,8 +17,8 @@ fn linked(root: &str) -> BTreeSet<String> {
         ])
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&metadata.stderr);
-    assert!(metadata.status.success(), "{told}");
+    let problem = String::from_utf8_lossy(&metadata.stderr);
+    assert!(metadata.status.success(), "{problem}");
     let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     let named = |wanted: &str| {

@@ -474,7 +474,7 @@ fn p04_uplink_and_host_link_survive_a_killed_daemon_and_the_next_changes_what_is
     });
     assert_eq!(ways(&lab.host), before);
 
-    // What somebody broke is whole again, and a range that is no longer the cluster's is given back.
+    // What is broken by hand is whole again, and a range that is no longer the cluster's is given back.
     ip("link set sluice0 down");
     lab.host.run(|| {
         let mut netlink = Netlink::open()?;

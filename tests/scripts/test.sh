@@ -35,7 +35,7 @@ nextest() { # ARGUMENTS…: adds the tests' own numbers
 }
 
 step "guest image" cargo build --profile guest -p sluice-guest --bin sluice-appliance
-step "host programs" cargo build -p sluice-vmm -p sluice-host -p sluice-cni -p sluice-replay -p sluice-tests --bins
+step "host programs" cargo build -p sluice-vmm -p sluice-trunk -p sluice-process -p sluice-host -p sluice-cni -p sluice-replay -p sluice-tests --bins
 if [ "${1:-all}" = boot ]; then
   nextest -p sluice-tests --test boot
 else

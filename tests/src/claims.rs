@@ -371,7 +371,7 @@ pub fn killed_node_finds_its_taps(lab: &mut Lab) -> Result<String> {
     node.signal(Signal::SIGKILL);
     node.wait()?;
     lab.forget_node();
-    // Nobody looks after the appliance for a while.
+    // The appliance is alone for a while.
     std::thread::sleep(Duration::from_millis(300));
     let restarted = Instant::now();
     lab.start_node()?;

@@ -349,7 +349,7 @@ impl Lab {
 }
 
 impl Lab {
-    /// The appliance's process, whether a daemon looks after it or not: whoever listens on its ports socket.
+    /// The appliance's process, whether a daemon looks after it or not: it listens on the ports socket.
     ///
     /// # Errors
     /// If there is none.
@@ -362,7 +362,7 @@ impl Lab {
         Ok(Pid::from_raw(peer.pid()))
     }
 
-    /// Ends the process that a daemon left behind, because it was told to or killed.
+    /// Ends the process that a daemon left behind: it was killed, or its configuration says so.
     fn end_left_appliance(&self) {
         if let Ok(pid) = self.appliance() {
             let _gone_already = kill(pid, Signal::SIGKILL);

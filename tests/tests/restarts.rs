@@ -243,6 +243,8 @@ fn take_over() -> Result<()> {
     lab.follow_daemon(next);
     lab.healthy(Duration::from_secs(30))?;
     ensure!(appliance(&lab)? == pid, "the appliance was replaced");
+    // A take-over is over before enough was sent to speak of.
+    thread::sleep(Duration::from_secs(4));
     println!("{}", traffic.end()?);
     let client = &lab.pods[0].netns;
     let after = [carriers(&lab.host)?, carriers(client)?];

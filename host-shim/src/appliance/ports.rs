@@ -1,7 +1,7 @@
 //! The ports that the appliance's process serves, and the one connection to it.
 //!
 //! The daemon keeps a descriptor of its own of every port. An interface keeps its carrier when the process ends, and the next
-//! process is given all of them again. Without a process a port is only kept: whoever adds it need not wait.
+//! process is given all of them again. Without a process a port is only kept: adding one does not wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -49,8 +49,6 @@ struct State {
     kept: BTreeMap<u16, Port>,
     /// What the process of an earlier life served and this life has not asked for yet.
     found: BTreeMap<u16, Port>,
-    /// Whether the guest can forward, if that has changed and the process does not know it yet.
-    gate: Option<bool>,
     /// The process has forwarded: nothing is held back from it any more.
     forwards: bool,
     taken_over: bool,
@@ -59,6 +57,9 @@ struct State {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    /// Whether the guest can forward, if that has changed and the process does not know it yet. By itself: it changes while others
+    /// wait for the process.
+    gate: Mutex<Option<bool>>,
     wake: EventFd,
 }
 
@@ -75,6 +76,7 @@ impl Ports {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self(Arc::new(Shared {
             state: Mutex::default(),
+            gate: Mutex::default(),
             wake: EventFd::from_value_and_flags(0, flags)?,
         })))
     }
@@ -158,9 +160,9 @@ impl Ports {
         }
     }
 
-    /// The guest can forward, or cannot. The process is told when whoever looks after it comes to it.
+    /// The guest can forward, or cannot. The supervisor's thread passes it on.
     pub fn gate(&self, forwards: bool) {
-        self.lock().gate = Some(forwards);
+        *self.gate_lock() = Some(forwards);
         self.wake();
     }
 
@@ -268,7 +270,7 @@ impl Ports {
             match connection.add_port(*id, port.kind, port.descriptor.as_fd()) {
                 Ok(()) => drop(served.insert(*id)),
                 Err(error @ ClientError::Broken(_)) => return Err(error),
-                // An interface that somebody has removed. The others are served all the same.
+                // Its interface was removed, say. The others are served all the same.
                 Err(error) => tracing::error!(id, %error, "the appliance does not serve a port"),
             }
         }
@@ -286,10 +288,12 @@ impl Ports {
     /// Tells the process whether the guest can forward, if that has changed.
     pub(crate) fn settle(&self) {
         let mut state = self.lock();
-        let Some(forwards) = state.gate.filter(|_| state.process.is_some()) else {
+        if state.process.is_none() {
+            return;
+        }
+        let Some(forwards) = self.gate_lock().take() else {
             return;
         };
-        state.gate = None;
         let limit = match forwards {
             true => None,
             // A guest whose channel begins anew still has its tables.
@@ -298,7 +302,10 @@ impl Ports {
         };
         state.forwards |= forwards;
         match self.ask(&mut state, |it| it.connection.hold(limit)) {
-            Some(Err(ClientError::Broken(_))) => state.gate = Some(forwards),
+            // For the next connection, unless it has changed since.
+            Some(Err(ClientError::Broken(_))) => {
+                self.gate_lock().get_or_insert(forwards);
+            }
             Some(Err(error)) => {
                 tracing::error!(%error, forwards, "frames are neither held back nor released");
             }
@@ -316,7 +323,7 @@ impl Ports {
         let mut state = self.lock();
         state.process = None;
         state.forwards = false;
-        state.gate = None;
+        *self.gate_lock() = None;
     }
 
     /// Another daemon has the process now: from here on nothing is changed.
@@ -362,6 +369,10 @@ impl Ports {
             true => Err(PortError::TakenOver),
             false => Ok(state),
         }
+    }
+
+    fn gate_lock(&self) -> MutexGuard<'_, Option<bool>> {
+        self.0.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -2,7 +2,7 @@
 //! address translation on the host.
 //!
 //! The host routes the cluster's ranges to the tap, with the node's own address as source. It needs to ask nobody for a MAC: the
-//! appliance's is known beforehand. Tap, routes and neighbors outlive the daemon; where somebody removes them, the ranges are
+//! appliance's is known beforehand. Tap, routes and neighbors outlive the daemon; where they are removed, the ranges are
 //! unreachable (`guard`).
 
 pub mod config;

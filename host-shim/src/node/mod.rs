@@ -1,7 +1,7 @@
 //! The node: ports, control channel, supervisor and links put together, started and stopped as a whole.
 //!
 //! Order matters at the start. The appliance of an earlier life is found first, because it has the taps; the rows are complete
-//! before the control channel speaks, so that no running guest is ever told of fewer pods than there are. The daemon itself moves
+//! before the control channel speaks, so that no running guest ever hears of fewer pods than there are. The daemon itself moves
 //! no frame.
 
 mod bandwidth;

@@ -9,7 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "sluice-appliance";
-/// Hierarchies of version 1 that a process cannot enter before somebody has set what it may use.
+/// Hierarchies of version 1 that a process cannot enter before its processors and memory are set.
 const NOT_READY: &str = "cpuset";
 
 /// The group, in all hierarchies.
@@ -79,7 +79,7 @@ impl Group {
             .any(|line| line.ends_with(&format!("/{NAME}")))
     }
 
-    /// Removes it, unless a process of somebody else is in it.
+    /// Removes it, unless another process is in it.
     pub(super) fn remove(&self) {
         for directory in &self.directories {
             if let Err(error) = fs::remove_dir(directory) {
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(found("0::/\n", V2), [("/sys/fs/cgroup".into(), None)]);
         assert_eq!(found("4:pids:/a/b\n0::/\n", V2).len(), 1);
         assert_eq!(found("", V2), []);
-        // A part of the hierarchy that somebody mounted alone is not the place.
+        // A part of the hierarchy that is mounted alone is not the place.
         let part = V2.replace(" / /sys", " /kubepods /sys");
         assert_eq!(found("0::/a/b\n", &part), []);
     }

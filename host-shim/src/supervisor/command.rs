@@ -54,7 +54,7 @@ impl Kind {
 /// What will run, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// `None`: somebody else starts it.
+    /// `None`: it is started by other means.
     pub kind: Option<Kind>,
     pub why: String,
 }

@@ -23,7 +23,7 @@ pub(crate) struct Line {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoLine {
     #[error("no process listens")]
-    Nobody,
+    Absent,
     #[error("another daemon is connected")]
     InUse,
     #[error("process {pid}: {error}")]
@@ -38,15 +38,15 @@ impl Line {
         take_over: bool,
         asking: impl FnOnce(OwnedFd),
     ) -> Result<Self, NoLine> {
-        let nobody = |error: io::Error| {
+        let absent = |error: io::Error| {
             tracing::debug!(%error, path = %path.display(), "no connection");
-            NoLine::Nobody
+            NoLine::Absent
         };
-        let socket = wire::connect(path).map_err(nobody)?;
+        let socket = wire::connect(path).map_err(absent)?;
         // The process called listen(2) itself, or the daemon did so in its name.
         let pid = wire::peer_pid(&socket).unwrap_or_default();
         let copy = || socket.as_fd().try_clone_to_owned();
-        let (watch, to_end) = copy().and_then(|one| Ok((one, copy()?))).map_err(nobody)?;
+        let (watch, to_end) = copy().and_then(|one| Ok((one, copy()?))).map_err(absent)?;
         asking(to_end);
         match Connection::over(socket, DAEMON, take_over) {
             Ok((connection, identity)) => Ok(Self {

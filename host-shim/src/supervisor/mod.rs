@@ -118,7 +118,7 @@ impl Shared {
 pub struct Admission(Arc<Shared>);
 
 impl Admission {
-    /// Whether a process is the appliance's: the one that runs, or QEMU, which is its child. Any, when somebody else starts it.
+    /// Whether a process is the appliance's: the one that runs, or QEMU, which is its child. Any, when it is started by other means.
     pub fn admits(&self, pid: Option<i32>) -> bool {
         let own = self.0.lock().status.pid;
         match self.0.kind {
@@ -174,7 +174,7 @@ impl Supervisor {
         let log = config.run_dir.join("vmm.log");
         let status = MachineStatus {
             isolation,
-            isolates: kind.map_or("not known: somebody else starts it", Kind::isolates),
+            isolates: kind.map_or("not known: it is started by other means", Kind::isolates),
             why,
             log: log.clone(),
             cgroup_problem,
@@ -237,7 +237,7 @@ impl Supervisor {
             let mut state = self.shared.lock();
             state.stop = Some(Stop { end });
             if let Some(asking) = &state.asking {
-                // Whoever does not answer is not waited for.
+                // A process that does not answer is not waited for.
                 let _ = rustix::net::shutdown(asking, rustix::net::Shutdown::Both);
             }
         }
@@ -325,7 +325,7 @@ enum Watched {
 
 struct Keeper {
     shared: Arc<Shared>,
-    /// `None`: somebody else starts it.
+    /// `None`: it is started by other means.
     starts: Option<Starts>,
     ports: Ports,
     sockets: Sockets,
@@ -361,7 +361,7 @@ impl Keeper {
         };
         let mut line = match opened {
             Ok(line) => line,
-            Err(NoLine::Nobody) => return Ok(None),
+            Err(NoLine::Absent) => return Ok(None),
             Err(NoLine::InUse) => {
                 let run_dir = self.sockets.ports.parent().map(PathBuf::from);
                 return Err(SupervisorError::InUse(run_dir.unwrap_or_default()));
@@ -464,7 +464,7 @@ impl Keeper {
         }
     }
 
-    /// Stays connected to a process that somebody else starts, whenever there is one.
+    /// Stays connected to a process that is started by other means, whenever there is one.
     fn follow(self, found: Option<(Process, OwnedFd)>) {
         match self.watch(None, found.map(|(_, line)| line)) {
             Watched::TakenOver => self.give_way(),

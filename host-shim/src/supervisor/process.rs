@@ -56,7 +56,7 @@ pub(super) struct Birth<'a> {
 
 impl Process {
     /// Starts a process in a session of its own, its output going to `log`. From here on it is the process that listens on the
-    /// ports socket, also in the eyes of the kernel: who connects is told its id.
+    /// ports socket, also in the eyes of the kernel: a peer's credentials name it.
     ///
     /// # Errors
     /// When the program cannot be started, or the log cannot be written.
