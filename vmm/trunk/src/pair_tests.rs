@@ -27,7 +27,7 @@ const BUFFER: u32 = 0x4000;
 
 /// A guest that sends back every frame, on a thread that moves frames while it rests.
 struct Guest {
-    pair: Pair,
+    _pair: Pair,
     port: OwnedFd,
     changes: Arc<AtomicU32>,
     carried: Arc<LinkCounters>,
@@ -79,7 +79,7 @@ impl Guest {
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || echo(guest, inline, [&wake, &kick], &stopped));
         Ok(Self {
-            pair,
+            _pair: pair,
             port,
             changes,
             carried,
