@@ -1,12 +1,13 @@
 //! The lab as a program: `make run`, `make demo` and `make bench` start this.
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use sluice_tests::bench::{Extent, forwarder, one_node};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
-use sluice_tests::{bench, claims, policy, signals};
+use sluice_tests::{claims, policy, signals};
 use sluice_tests::{
     cluster_claims, cluster_frames, cluster_policy, cluster_services, cluster_trouble,
 };
@@ -39,14 +40,29 @@ enum Command {
         #[arg(long, default_value_t = 10_000)]
         pings: u32,
     },
-    /// Measure against the kernel's bridge, interleaved
+    /// Measure against the kernel's paths and others, interleaved
     Bench {
+        #[arg(default_value = "node")]
+        what: What,
         #[arg(long, default_value_t = 5)]
         rounds: usize,
         /// Seconds of each measurement
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
+        /// Fewer contenders
+        #[arg(long)]
+        few: bool,
     },
+    /// Move frames between two pods and look at nothing (for `bench`)
+    #[command(hide = true)]
+    Forward { one: PathBuf, other: PathBuf },
+}
+
+/// How many nodes are measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum What {
+    /// Two pods of one node
+    Node,
 }
 
 fn main() -> Result<()> {
@@ -62,7 +78,22 @@ fn main() -> Result<()> {
             nodes,
             pings,
         } => demo(&isolation, nodes, pings),
-        Command::Bench { rounds, seconds } => bench::run(rounds, seconds),
+        Command::Bench {
+            what,
+            rounds,
+            seconds,
+            few,
+        } => {
+            let extent = Extent {
+                rounds,
+                seconds,
+                few,
+            };
+            match what {
+                What::Node => one_node::run(extent),
+            }
+        }
+        Command::Forward { one, other } => forwarder::run(&one, &other),
     }
 }
 
