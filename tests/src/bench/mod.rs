@@ -1,11 +1,11 @@
-//! The benchmark of one node: the same traffic over Sluice, over the kernel's paths and over the least that a userspace process can
-//! do, interleaved in one run.
+//! The benchmarks of one node and of two: the same traffic over Sluice, over the kernel's paths, over Open vSwitch and over the least
+//! that a userspace process can do, interleaved in one run.
 //!
 //! All contenders stand at once, idle ones cost next to nothing, and how much they cost is printed; each round measures all of
 //! them, every other round in reverse order. What is printed are medians with their spread and the ratio of medians to one
 //! contender; nothing passes or fails. A contender that cannot be built or measured here is named with the reason.
 //!
-//! * [`one_node`]: the contenders. [`forwarder`]: the least a process can do, as a program of its own.
+//! * [`one_node`], [`nodes`]: the contenders. [`forwarder`], [`vxlan`]: the least a process can do, as programs of their own.
 //! * `nft`, `objects`: the same Services for the kernel and for Sluice.
 //! * `measure`: the traffic; `congestion`: under which control.
 //! * `report`, `svg`: the table, the JSON file and the chart.
@@ -14,10 +14,12 @@ mod congestion;
 pub mod forwarder;
 mod measure;
 mod nft;
+pub mod nodes;
 mod objects;
 pub mod one_node;
 mod report;
 mod svg;
+pub mod vxlan;
 
 use crate::command::{self, Running};
 use crate::netns::Netns;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use sluice_tests::bench::{Extent, forwarder, one_node};
+use sluice_tests::bench::{Extent, forwarder, nodes, one_node, vxlan};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
@@ -56,6 +56,16 @@ enum Command {
     /// Move frames between two pods and look at nothing (for `bench`)
     #[command(hide = true)]
     Forward { one: PathBuf, other: PathBuf },
+    /// Move frames between a pod and a node's card in VXLAN and look at nothing (for `bench`)
+    #[command(hide = true)]
+    ForwardVxlan {
+        pod: PathBuf,
+        node: PathBuf,
+        /// This node as MAC,address
+        from: vxlan::End,
+        /// The other one
+        to: vxlan::End,
+    },
 }
 
 /// How many nodes are measured.
@@ -63,6 +73,8 @@ enum Command {
 enum What {
     /// Two pods of one node
     Node,
+    /// Pods of two nodes
+    Nodes,
 }
 
 fn main() -> Result<()> {
@@ -91,9 +103,16 @@ fn main() -> Result<()> {
             };
             match what {
                 What::Node => one_node::run(extent),
+                What::Nodes => nodes::run(extent),
             }
         }
         Command::Forward { one, other } => forwarder::run(&one, &other),
+        Command::ForwardVxlan {
+            pod,
+            node,
+            from,
+            to,
+        } => vxlan::run(&pod, &node, (from, to)),
     }
 }
 
