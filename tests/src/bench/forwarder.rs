@@ -100,7 +100,7 @@ fn shift(
             Err(error) => return Err(error).context("reading a tap"),
         };
         if let Some((start, end)) = edit(buffer, offset + length) {
-            // Who cannot take a frame loses it, as on any wire.
+            // A tap that cannot take a frame drops it, as a wire would.
             let _lost = to.write(&buffer[start..end]);
         }
     }

@@ -117,7 +117,7 @@ impl Drop for Contender {
 /// Builds what can be built of these contenders, measures them and writes the report.
 ///
 /// # Errors
-/// If somebody interrupts it, nothing can be built, or the report cannot be written.
+/// If a signal interrupts it, nothing can be built, or the report cannot be written.
 pub fn run(
     (what, title): (&str, &str),
     candidates: Vec<Candidate>,
@@ -152,6 +152,8 @@ pub fn run(
             measure_one(&mut report, (index, &mut contenders[index]), round, extent)?;
         }
     }
+    // Before the report: standard output may be closed by then, which ends the process at once.
+    drop(contenders);
     report.finish(base)
 }
 

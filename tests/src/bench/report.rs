@@ -115,7 +115,7 @@ impl Report {
         self.failures.push(failure);
     }
 
-    /// Prints and writes everything. Ratios are to the contender of that name, or else to the first that was measured.
+    /// Writes and prints everything. Ratios are to the contender of that name, or else to the first that was measured.
     pub(super) fn finish(mut self, base: &str) -> Result<()> {
         for row in std::mem::take(&mut self.rows) {
             if row.spread(0).is_some() {
@@ -130,16 +130,19 @@ impl Report {
             .iter()
             .position(|row| row.name == base)
             .unwrap_or(0);
-        self.print(base);
         let folder = folder();
         std::fs::create_dir_all(&folder)?;
         let folder = folder.canonicalize()?;
-        for (kind, text) in [
+        let files = [
             ("json", format!("{:#}\n", self.json(base))),
             ("svg", svg::chart(&self, base)),
-        ] {
-            let file = folder.join(format!("{}.{kind}", self.what));
-            std::fs::write(&file, text).with_context(|| file.display().to_string())?;
+        ]
+        .map(|(kind, text)| (folder.join(format!("{}.{kind}", self.what)), text));
+        for (file, text) in &files {
+            std::fs::write(file, text).with_context(|| file.display().to_string())?;
+        }
+        self.print(base);
+        for (file, _) in &files {
             println!("written: {}", file.display());
         }
         Ok(())
