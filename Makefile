@@ -41,7 +41,7 @@ check: image ## format, lints, documentation, guest build
 boot-test: setup ## the image under QEMU without KVM: self-test in ring 3, then real traffic
 	@tests/scripts/test.sh boot
 
-bench: setup build ## measure against the kernel's paths in one interleaved run; BENCH=pipeline for the dataplane alone
+bench: setup build ## measure against the kernel's paths in one interleaved run; BENCH=node, nodes or pipeline for a part, QUICK=1 for less
 	@tests/scripts/bench.sh $(BENCH)
 
 fuzz: ## a minute of each fuzz target; FUZZ_SECONDS and TARGETS="frames rings" to change it

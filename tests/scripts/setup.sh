@@ -32,6 +32,7 @@ tests=(
   ovs-vswitchd:openvswitch-switch
   bird:bird2
   dnsmasq:dnsmasq-base
+  nft:nftables
 )
 purpose=${1:-test}
 case $purpose in

@@ -1,12 +1,13 @@
 //! The lab as a program: `make run`, `make demo` and `make bench` start this.
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use sluice_tests::bench::{Extent, forwarder, nodes, one_node, vxlan};
 use sluice_tests::cluster::{Cluster, Mode};
 use sluice_tests::lab::{Lab, Plan, Wiring};
 use sluice_tests::need::Need;
 use sluice_tests::snapshot::Snapshot;
-use sluice_tests::{bench, claims, policy, signals};
+use sluice_tests::{claims, policy, signals};
 use sluice_tests::{
     cluster_claims, cluster_frames, cluster_policy, cluster_services, cluster_trouble,
 };
@@ -47,14 +48,41 @@ enum Command {
         #[arg(long, default_value = "veth")]
         wiring: String,
     },
-    /// Measure against the kernel's bridge, interleaved
+    /// Measure against the kernel's paths and others, interleaved
     Bench {
+        #[arg(default_value = "node")]
+        what: What,
         #[arg(long, default_value_t = 5)]
         rounds: usize,
         /// Seconds of each measurement
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
+        /// Fewer contenders
+        #[arg(long)]
+        few: bool,
     },
+    /// Move frames between two pods and look at nothing (for `bench`)
+    #[command(hide = true)]
+    Forward { one: PathBuf, other: PathBuf },
+    /// Move frames between a pod and a node's card in VXLAN and look at nothing (for `bench`)
+    #[command(hide = true)]
+    ForwardVxlan {
+        pod: PathBuf,
+        node: PathBuf,
+        /// This node as MAC,address
+        from: vxlan::End,
+        /// The other one
+        to: vxlan::End,
+    },
+}
+
+/// How many nodes are measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum What {
+    /// Two pods of one node
+    Node,
+    /// Pods of two nodes
+    Nodes,
 }
 
 fn main() -> Result<()> {
@@ -80,7 +108,29 @@ fn main() -> Result<()> {
             println!("{}", sluice_tests::soak::run(time, wiring)?);
             Ok(())
         }
-        Command::Bench { rounds, seconds } => bench::run(rounds, seconds),
+        Command::Bench {
+            what,
+            rounds,
+            seconds,
+            few,
+        } => {
+            let extent = Extent {
+                rounds,
+                seconds,
+                few,
+            };
+            match what {
+                What::Node => one_node::run(extent),
+                What::Nodes => nodes::run(extent),
+            }
+        }
+        Command::Forward { one, other } => forwarder::run(&one, &other),
+        Command::ForwardVxlan {
+            pod,
+            node,
+            from,
+            to,
+        } => vxlan::run(&pod, &node, (from, to)),
     }
 }
 
