@@ -58,6 +58,8 @@ pub fn run(time: Duration, wiring: Wiring) -> Result<String> {
     lab.change_config(|config| config["source"] = json!({"directory": lab.manifests()}))?;
     let mut cni = CniLab::of(lab)?;
     cni.lab.start_node()?;
+    let daemon = cni.lab.node().context("no daemon")?.pid();
+    let daemon = u32::try_from(daemon.as_raw())?;
     let _server = cni.lab.serve(1)?;
     let (stop, done) = (AtomicBool::new(false), Done::default());
     let server = traffic::at(&cni.lab.pods[1].v4.to_string(), 7000);
@@ -97,7 +99,7 @@ pub fn run(time: Duration, wiring: Wiring) -> Result<String> {
             scope.spawn(|| again(|done| &done.pods, &|round| pod(&cni, round))),
             scope.spawn(|| again(|done| &done.policies, &|round| policy(&cni.lab, round))),
         ];
-        let watched = watch(&cni.lab, time, &stop, &done);
+        let watched = watch((&cni.lab, daemon), time, &stop, &done);
         stop.store(true, Ordering::Release);
         for worker in workers {
             worker
@@ -141,7 +143,12 @@ fn policy(lab: &Lab, round: u64) -> Result<u64> {
     Ok(1)
 }
 
-fn watch(lab: &Lab, time: Duration, stop: &AtomicBool, done: &Done) -> Result<String> {
+fn watch(
+    (lab, daemon): (&Lab, u32),
+    time: Duration,
+    stop: &AtomicBool,
+    done: &Done,
+) -> Result<String> {
     let begin = Instant::now();
     let mut moved = done.all().map(|(_, count)| (count, Instant::now()));
     let mut first = None;
@@ -154,10 +161,10 @@ fn watch(lab: &Lab, time: Duration, stop: &AtomicBool, done: &Done) -> Result<St
             ensure!(since.elapsed() < STUCK, "{name} stand still at {count}");
         }
         if first.is_none() && begin.elapsed() >= time / 4 {
-            first = Some(memory(lab)?);
+            first = Some(memory(lab, daemon)?);
         }
     }
-    let (first, last) = (first.context("no look at memory")?, memory(lab)?);
+    let (first, last) = (first.context("no look at memory")?, memory(lab, daemon)?);
     for (name, before, after) in [
         ("the daemon", first.0, last.0),
         ("the appliance's process", first.1, last.1),
@@ -179,14 +186,9 @@ fn watch(lab: &Lab, time: Duration, stop: &AtomicBool, done: &Done) -> Result<St
 }
 
 /// KiB of the daemon, and of the appliance's process beside the memory of the appliance.
-fn memory(lab: &Lab) -> Result<(u64, u64)> {
+fn memory(lab: &Lab, daemon: u32) -> Result<(u64, u64)> {
     let status = lab.status()?;
-    let pid = |path: &str| -> Result<u32> {
-        let value = status.pointer(path).and_then(Value::as_u64);
-        Ok(u32::try_from(value.with_context(|| format!("no {path}"))?)?)
-    };
-    Ok((
-        cpu::overhead_kib(pid("/pid")?)?,
-        cpu::overhead_kib(pid("/machine/pid")?)?,
-    ))
+    let appliance = status["machine"]["pid"].as_u64();
+    let appliance = u32::try_from(appliance.context("no appliance")?)?;
+    Ok((cpu::overhead_kib(daemon)?, cpu::overhead_kib(appliance)?))
 }
