@@ -132,7 +132,11 @@ impl Node {
         let Place { take_over, usurped } = place;
         // The other daemon sees its connection closed, ends, and gives the run directory up.
         let line = take_over.then(|| supervisor::take_over(&config)).flatten();
-        let patience = take_over.then_some(GIVING_WAY).unwrap_or_default();
+        let patience = if take_over {
+            GIVING_WAY
+        } else {
+            Duration::ZERO
+        };
         let lock = claim(&config.run_dir, patience)?;
         let sockets = Sockets::in_dir(&config.run_dir);
         let (table, saved) = LinkTable::load(&config.run_dir)?;

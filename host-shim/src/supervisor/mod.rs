@@ -136,11 +136,8 @@ pub type Usurped = Box<dyn Fn() + Send>;
 /// Connects to the appliance of a run directory in place of the daemon that has it. `None`: there is none.
 pub(crate) fn take_over(config: &Config) -> Option<Line> {
     let path = Sockets::in_dir(&config.run_dir).ports;
-    match Line::open(&path, true, |_| ()) {
-        Ok(line) => Some(line),
-        // What is wrong shows again when it is looked for.
-        Err(_) => None,
-    }
+    // What is wrong shows again when it is looked for.
+    Line::open(&path, true, |_| ()).ok()
 }
 
 /// The thread that keeps the process running.
