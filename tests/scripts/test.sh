@@ -40,6 +40,8 @@ if [ "${1:-all}" = boot ]; then
   nextest -p sluice-tests --test boot
 else
   nextest --workspace
+  echo "the same features with the appliance as a process (SLUICE_ISOLATION=process):"
+  SLUICE_ISOLATION=process nextest --workspace -E 'binary(datapath) | binary(lifecycle) | binary(restarts) | binary(overlay)'
   export FUZZ_SECONDS=${FUZZ_SECONDS:-2} FUZZ_JOBS=${FUZZ_JOBS:-$(nproc)}
   # `ownership` stands on the whole cluster model, which takes minutes to build with coverage: `make fuzz` runs it, and a
   # property test of the model has the same invariant.
