@@ -28,8 +28,11 @@ use anyhow::{Context as _, Result};
 use report::Report;
 use std::time::{Duration, Instant};
 
-/// The port of the traffic server at the server pod's address.
+/// The port of the traffic server behind the Service.
 const POD_PORT: u16 = traffic::PORT;
+/// The port of the one at the pod's own address. A client's port may have been used for the Service a moment ago: with one port for
+/// both, the answers of the two connections could not be told apart.
+const DIRECT_PORT: u16 = POD_PORT + 1;
 /// How often a contender may fail before it is not measured again.
 const FAILURES: usize = 2;
 
@@ -104,13 +107,13 @@ struct Contender {
     name: &'static str,
     topology: Box<dyn Topology>,
     failures: usize,
-    // Ends before the namespaces.
-    server: Option<Running>,
+    // They end before the namespaces.
+    servers: Vec<Running>,
 }
 
 impl Drop for Contender {
     fn drop(&mut self) {
-        self.server = None;
+        self.servers.clear();
     }
 }
 
@@ -191,11 +194,14 @@ fn stand(name: &'static str, topology: Box<dyn Topology>) -> Result<Contender> {
             "net.ipv4.tcp_tw_reuse=1",
         ])?;
     }
-    let server = traffic::serve(topology.server())?;
+    let servers = [POD_PORT, DIRECT_PORT]
+        .map(|port| traffic::serve_at(topology.server(), port))
+        .into_iter()
+        .collect::<Result<_>>()?;
     let contender = Contender {
         name,
         failures: 0,
-        server: Some(server),
+        servers,
         topology,
     };
     let topology = contender.topology.as_ref();
@@ -213,7 +219,7 @@ fn stand(name: &'static str, topology: Box<dyn Topology>) -> Result<Contender> {
 
 /// Address and port of the traffic server.
 fn pod(topology: &dyn Topology) -> String {
-    traffic::at(&topology.address(), POD_PORT)
+    traffic::at(&topology.address(), DIRECT_PORT)
 }
 
 /// Cores that the whole machine uses while nothing is measured.
