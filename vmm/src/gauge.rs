@@ -62,9 +62,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_of_register_accesses_is_told_once() {
+    fn the_median_of_register_accesses_is_given_once() {
         let mut gauge = Gauge::default();
-        let mut told = Vec::new();
+        let mut costs = Vec::new();
         let mut registers = 0;
         for round in 0..200_u64 {
             // Every fourth exit is of another kind and long; every tenth access is held up.
@@ -74,10 +74,10 @@ mod tests {
                 round if round % 10 == 1 => 900,
                 _ => 20 + round % 3,
             };
-            told.extend(gauge.take(Duration::from_micros(micros), registers));
+            costs.extend(gauge.take(Duration::from_micros(micros), registers));
         }
-        assert_eq!(told.len(), 1);
-        assert!((20..=22).contains(&told[0].as_micros()), "{told:?}");
+        assert_eq!(costs.len(), 1);
+        assert!((20..=22).contains(&costs[0].as_micros()), "{costs:?}");
         assert_eq!(gauge.begin(), None);
     }
 }

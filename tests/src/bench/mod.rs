@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 /// The port of the traffic server behind the Service.
 const POD_PORT: u16 = traffic::PORT;
 /// The port of the one at the pod's own address. A client's port may have been used for the Service a moment ago: with one port for
-/// both, the answers of the two connections could not be told apart.
+/// both, the answers of the two connections could not be distinguished.
 const DIRECT_PORT: u16 = POD_PORT + 1;
 /// How often a contender may fail before it is not measured again.
 const FAILURES: usize = 2;

@@ -37,7 +37,7 @@ pub fn listener(number: RawFd) -> io::Result<OwnedFd> {
         &own,
         FcntlArg::F_SETFL(flags | nix::fcntl::OFlag::O_NONBLOCK),
     )?;
-    // Whoever listened last is whom SO_PEERCRED names to those who connect: this process, not the one that made the socket.
+    // To a client SO_PEERCRED names the process that called listen(2) last: this one from now on, not the daemon that made the socket.
     rustix::net::listen(&own, wire::BACKLOG)?;
     Ok(own)
 }

@@ -61,7 +61,7 @@ impl Room {
         // The appliance has it for good: there is no moment at which it could be given back.
         let own: &'static MmapRegion = Box::leak(Box::new(map(&file)?));
         let start = own.as_ptr().expose_provenance();
-        // SAFETY: the whole mapping is writable, zeroed (a new file), never unmapped (leaked above) and given to nobody else. The
+        // SAFETY: the whole mapping is writable, zeroed (a new file), never unmapped (leaked above) and given to no other owner. The
         // engine and the console's device reach the same pages by mappings of their own, and only where the rings allow it.
         let memory = unsafe { Memory::new(start, start + size) };
         let spec = RegionSpec {

@@ -202,7 +202,7 @@ impl Core {
             }
             Command::StopRing { queue, reply } => {
                 self.set_kick(queue, None);
-                // The asker may have given up; then nobody needs the index.
+                // The asker may have given up; then the index is not needed.
                 let _ = reply.send(self.engine.stop_ring(queue));
             }
             Command::SetCall { queue, call } => self.engine.set_call(queue, call),

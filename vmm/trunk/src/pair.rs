@@ -1,7 +1,7 @@
 //! The two threads that can move the frames of a guest in this process, and the hand-over between them.
 //!
 //! [`Pair`] is the engine's own thread. [`Inline`] is for the thread that runs the guest, which calls [`Inline::rest`] whenever the guest has
-//! nothing to do. Whoever moves the frames holds the lock on the engine and asks `policy` whether to go on; the other waits.
+//! nothing to do. The thread that moves the frames holds the lock on the engine and asks `policy` whether to go on; the other waits.
 //! Commands are carried out by the one that holds the lock, or, while the guest runs, by the engine's own thread.
 
 use std::io;

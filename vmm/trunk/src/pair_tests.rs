@@ -175,7 +175,7 @@ fn no_frame_is_lost_while_the_threads_take_turns() {
             }
         }
         println!(
-            "{wish:?}: {} times told",
+            "{wish:?}: the guest was informed {} times",
             guest.changes.load(Ordering::Relaxed)
         );
     }

@@ -2,7 +2,7 @@
 //!
 //! It adapts as a halt-polling hypervisor does: a sleep that ended sooner than the longest allowed poll says that polling would have
 //! caught it, so the poll grows; a long sleep says it was wasted, so it shrinks, down to zero. On two cores a spinning thread takes
-//! time from the pods, on many it saves a wake of 20-70 µs per burst. Where others want the core (`crowd`) nobody polls.
+//! time from the pods, on many it saves a wake of 20-70 µs per burst. Where others want the core (`crowd`) no thread polls.
 
 use std::time::{Duration, Instant};
 
